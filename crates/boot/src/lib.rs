@@ -1,0 +1,1 @@
+//! Kernel loaders and firmware tables

@@ -1,0 +1,1 @@
+//! UART, RTC, PIT, PIC, IOAPIC, power control, debug exit

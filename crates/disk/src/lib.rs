@@ -1,0 +1,1 @@
+//! Disk images behind one trait: raw, qcow2 and others

@@ -1,0 +1,1 @@
+//! The software engine: MMU, TLB, decode cache, interpreter, interrupts

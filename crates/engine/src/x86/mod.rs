@@ -1,0 +1,8 @@
+//! What all engines that run x86-64 guests agree on: the saved state and the registers' layout.
+
+mod state;
+
+pub use state::{Activity, CpuState, DescriptorTable, LapicState, PendingEvent, Segment, XSAVE_AREA_SIZE};
+
+/// Control, flag and model-specific register bits, by their names in the SDM.
+pub mod bits;

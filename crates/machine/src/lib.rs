@@ -1,0 +1,1 @@
+//! A machine specification becomes a wired machine

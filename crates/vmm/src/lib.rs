@@ -1,0 +1,1 @@
+//! One VM: its life, its threads, its end
