@@ -48,6 +48,11 @@ impl Lower<'_> {
 /// `Err` is the exception that executing it raises: `#UD`, or `#GP(0)` for more than 15 bytes. If the
 /// bytes end before the instruction does, the answer is `Ok(None)`.
 pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
+    Ok(decode_full(bytes, mode)?.map(|(_, op)| op))
+}
+
+/// As [`decode`], with what `iced` found (at address 0).
+pub fn decode_full(bytes: &[u8], mode: &Mode) -> Exec<Option<(Instruction, Op)>> {
     let options = DecoderOptions::NO_INVALID_CHECK & 0; // the defaults: as a current Intel CPU decodes
     let mut decoder = Decoder::with_ip(mode.code_bits.into(), bytes, 0, options);
     let mut ins = Instruction::default();
@@ -64,7 +69,7 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         Some(run) => op.run = run,
         None => return Err(Exception::UD),
     }
-    Ok(Some(op))
+    Ok(Some((ins, op)))
 }
 
 fn placeholder(_: &mut super::cpu::Cpu, _: &Op) -> Exec {

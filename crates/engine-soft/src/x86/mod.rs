@@ -12,6 +12,7 @@ pub mod cpuid;
 pub mod decode;
 pub mod event;
 pub mod exception;
+pub mod fast;
 pub mod fpu;
 pub mod int;
 pub mod interp;
@@ -24,4 +25,5 @@ pub mod state;
 #[cfg(test)]
 pub mod testing;
 pub mod tlb;
+pub mod translate;
 pub mod walk;
