@@ -9,6 +9,7 @@ pub mod access;
 pub mod block;
 pub mod cpu;
 pub mod cpuid;
+mod debug;
 pub mod decode;
 pub mod event;
 pub mod exception;
