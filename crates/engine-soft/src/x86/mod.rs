@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod cpuid;
 mod debug;
 pub mod decode;
+mod descriptor;
 pub mod event;
 pub mod exception;
 pub mod fpu;
@@ -21,6 +22,8 @@ pub mod msr;
 pub mod op;
 pub mod pvclock;
 pub mod run;
+mod segment;
+mod stack;
 pub mod state;
 #[cfg(test)]
 pub mod testing;
