@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod block;
+mod control;
 pub mod cpu;
 pub mod cpuid;
 mod debug;
