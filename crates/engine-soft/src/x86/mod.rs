@@ -27,6 +27,9 @@ mod segment;
 mod stack;
 pub mod state;
 #[cfg(test)]
+mod systest;
+mod task;
+#[cfg(test)]
 pub mod testing;
 pub mod tlb;
 pub mod walk;
