@@ -15,6 +15,7 @@ pub mod decode;
 mod descriptor;
 pub mod event;
 pub mod exception;
+mod far;
 pub mod fpu;
 pub mod int;
 pub mod interp;
