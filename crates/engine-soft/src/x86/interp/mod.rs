@@ -4,13 +4,17 @@
 //! it, and the handlers. A family that does not know the instruction answers `None`; what no family
 //! knows is `#UD`.
 
+mod flags;
+mod forms;
+
 use super::decode::Lower;
 use super::op::{Handler, Op};
 
 type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 
 /// The families, the most frequent first.
-const FAMILIES: &[Family] = &[];
+const FAMILIES: &[Family] = &[
+];
 
 /// Chooses the handler of an instruction and completes its `op`.
 pub fn lower(lower: &Lower<'_>, op: &mut Op) -> Option<Handler> {
