@@ -6,6 +6,7 @@
 
 mod flags;
 mod forms;
+mod mov;
 
 use super::decode::Lower;
 use super::op::{Handler, Op};
@@ -14,6 +15,7 @@ type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 
 /// The families, the most frequent first.
 const FAMILIES: &[Family] = &[
+    mov::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
