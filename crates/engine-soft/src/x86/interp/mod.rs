@@ -4,6 +4,7 @@
 //! it, and the handlers. A family that does not know the instruction answers `None`; what no family
 //! knows is `#UD`.
 
+mod alu;
 mod flags;
 mod forms;
 mod mov;
@@ -16,6 +17,7 @@ type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 /// The families, the most frequent first.
 const FAMILIES: &[Family] = &[
     mov::lower,
+    alu::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
