@@ -5,6 +5,7 @@
 //! knows is `#UD`.
 
 mod alu;
+mod branch;
 mod flags;
 mod forms;
 mod mov;
@@ -18,6 +19,7 @@ type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 const FAMILIES: &[Family] = &[
     mov::lower,
     alu::lower,
+    branch::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
