@@ -9,6 +9,7 @@ mod branch;
 mod flags;
 mod forms;
 mod mov;
+mod stack;
 
 use super::decode::Lower;
 use super::op::{Handler, Op};
@@ -20,6 +21,7 @@ const FAMILIES: &[Family] = &[
     mov::lower,
     alu::lower,
     branch::lower,
+    stack::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
