@@ -9,6 +9,7 @@ mod branch;
 mod flags;
 mod forms;
 mod mov;
+mod shift;
 mod stack;
 
 use super::decode::Lower;
@@ -22,6 +23,7 @@ const FAMILIES: &[Family] = &[
     alu::lower,
     branch::lower,
     stack::lower,
+    shift::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
