@@ -9,6 +9,7 @@ mod branch;
 mod flags;
 mod forms;
 mod mov;
+mod muldiv;
 mod shift;
 mod stack;
 
@@ -24,6 +25,7 @@ const FAMILIES: &[Family] = &[
     branch::lower,
     stack::lower,
     shift::lower,
+    muldiv::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
