@@ -5,6 +5,7 @@
 //! knows is `#UD`.
 
 mod alu;
+mod bits;
 mod branch;
 mod flags;
 mod forms;
@@ -25,6 +26,7 @@ const FAMILIES: &[Family] = &[
     branch::lower,
     stack::lower,
     shift::lower,
+    bits::lower,
     muldiv::lower,
 ];
 
