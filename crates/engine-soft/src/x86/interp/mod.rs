@@ -13,6 +13,8 @@ mod mov;
 mod muldiv;
 mod shift;
 mod stack;
+mod string;
+mod string_bulk;
 
 use super::decode::Lower;
 use super::op::{Handler, Op};
@@ -28,6 +30,7 @@ const FAMILIES: &[Family] = &[
     shift::lower,
     bits::lower,
     muldiv::lower,
+    string::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
