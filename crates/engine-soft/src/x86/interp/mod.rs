@@ -5,10 +5,12 @@
 //! knows is `#UD`.
 
 mod alu;
+mod bcd;
 mod bits;
 mod branch;
 mod flags;
 mod forms;
+mod misc;
 mod mov;
 mod muldiv;
 mod shift;
@@ -31,6 +33,8 @@ const FAMILIES: &[Family] = &[
     bits::lower,
     muldiv::lower,
     string::lower,
+    misc::lower,
+    bcd::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
