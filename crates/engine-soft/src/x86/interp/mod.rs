@@ -23,6 +23,8 @@ mod string;
 mod string_bulk;
 mod syscall;
 mod system;
+mod vector;
+mod xsave;
 
 use super::decode::Lower;
 use super::op::{Handler, Op};
@@ -47,6 +49,8 @@ const FAMILIES: &[Family] = &[
     io::lower,
     system::lower,
     syscall::lower,
+    xsave::lower,
+    vector::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
