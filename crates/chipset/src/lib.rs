@@ -1,1 +1,14 @@
-//! UART, RTC, PIT, PIC, IOAPIC, power control, debug exit
+//! The small devices that software expects of a PC: UART, RTC, PIT, PIC, IOAPIC, power control,
+//! debug exit.
+//!
+//! Every device is one file: what it models and where the specification is, its registers, its state
+//! struct, its tests. Devices know nothing of each other; interrupts leave through
+//! [`device::IrqLine`] or [`device::MsiSink`], what ends or restarts the machine through
+//! [`PowerSink`], and only the router knows both interrupt controllers.
+
+mod debug_exit;
+mod power;
+mod sync;
+
+pub use debug_exit::DebugExit;
+pub use power::{PowerEvent, PowerSink};
