@@ -7,8 +7,12 @@
 //! [`PowerSink`], and only the router knows both interrupt controllers.
 
 mod debug_exit;
+mod port92;
+mod post;
 mod power;
 mod sync;
 
 pub use debug_exit::DebugExit;
+pub use port92::{Port92, Port92State};
+pub use post::{Post, PostState};
 pub use power::{PowerEvent, PowerSink};
