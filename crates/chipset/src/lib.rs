@@ -10,9 +10,11 @@ mod debug_exit;
 mod port92;
 mod post;
 mod power;
+mod reset_control;
 mod sync;
 
 pub use debug_exit::DebugExit;
 pub use port92::{Port92, Port92State};
 pub use post::{Post, PostState};
 pub use power::{PowerEvent, PowerSink};
+pub use reset_control::{ResetControl, ResetControlState};
