@@ -7,6 +7,7 @@
 //! [`PowerSink`], and only the router knows both interrupt controllers.
 
 mod debug_exit;
+mod i8042;
 mod port92;
 mod post;
 mod power;
@@ -14,6 +15,7 @@ mod reset_control;
 mod sync;
 
 pub use debug_exit::DebugExit;
+pub use i8042::{I8042, I8042State};
 pub use port92::{Port92, Port92State};
 pub use post::{Post, PostState};
 pub use power::{PowerEvent, PowerSink};
