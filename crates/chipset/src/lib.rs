@@ -8,11 +8,14 @@
 
 mod debug_exit;
 mod i8042;
+mod output;
 mod port92;
 mod post;
 mod power;
 mod reset_control;
+mod serial_input;
 mod sync;
+mod uart;
 
 pub use debug_exit::DebugExit;
 pub use i8042::{I8042, I8042State};
@@ -20,3 +23,5 @@ pub use port92::{Port92, Port92State};
 pub use post::{Post, PostState};
 pub use power::{PowerEvent, PowerSink};
 pub use reset_control::{ResetControl, ResetControlState};
+pub use serial_input::{Closed, SerialInput};
+pub use uart::{Uart, UartState};
