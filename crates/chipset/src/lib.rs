@@ -9,6 +9,7 @@
 mod debug_exit;
 mod i8042;
 mod output;
+mod pic;
 mod port92;
 mod post;
 mod power;
@@ -19,6 +20,7 @@ mod uart;
 
 pub use debug_exit::DebugExit;
 pub use i8042::{I8042, I8042State};
+pub use pic::{DualPic, DualPicState, ELCR_PORTS, PicChipState};
 pub use port92::{Port92, Port92State};
 pub use post::{Post, PostState};
 pub use power::{PowerEvent, PowerSink};
