@@ -8,6 +8,7 @@
 
 mod debug_exit;
 mod i8042;
+mod ioapic;
 mod output;
 mod pic;
 mod port92;
@@ -20,6 +21,7 @@ mod uart;
 
 pub use debug_exit::DebugExit;
 pub use i8042::{I8042, I8042State};
+pub use ioapic::{IoApic, IoApicState};
 pub use pic::{DualPic, DualPicState, ELCR_PORTS, PicChipState};
 pub use port92::{Port92, Port92State};
 pub use post::{Post, PostState};
