@@ -4,7 +4,7 @@
 //! Every device is one file: what it models and where the specification is, its registers, its state
 //! struct, its tests. Devices know nothing of each other; interrupts leave through
 //! [`device::IrqLine`] or [`device::MsiSink`], what ends or restarts the machine through
-//! [`PowerSink`], and only the router knows both interrupt controllers.
+//! [`PowerSink`], and only [`IrqRouter`] knows both interrupt controllers.
 
 mod debug_exit;
 mod i8042;
@@ -15,6 +15,7 @@ mod port92;
 mod post;
 mod power;
 mod reset_control;
+mod router;
 mod serial_input;
 mod sync;
 mod uart;
@@ -27,5 +28,6 @@ pub use port92::{Port92, Port92State};
 pub use post::{Post, PostState};
 pub use power::{PowerEvent, PowerSink};
 pub use reset_control::{ResetControl, ResetControlState};
+pub use router::IrqRouter;
 pub use serial_input::{Closed, SerialInput};
 pub use uart::{Uart, UartState};
