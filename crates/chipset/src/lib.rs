@@ -6,6 +6,7 @@
 //! [`device::IrqLine`] or [`device::MsiSink`], what ends or restarts the machine through
 //! [`PowerSink`], and only [`IrqRouter`] knows both interrupt controllers.
 
+mod acpi_pm;
 mod debug_exit;
 mod i8042;
 mod ioapic;
@@ -22,6 +23,7 @@ mod serial_input;
 mod sync;
 mod uart;
 
+pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use debug_exit::DebugExit;
 pub use i8042::{I8042, I8042State};
 pub use ioapic::{IoApic, IoApicState};
