@@ -3,7 +3,7 @@
 //! A kernel file is read once and told apart by content ([`Kernel::open`]): Linux bzImage with the
 //! 64-bit boot protocol, ELF with a PVH entry note, multiboot 1. [`Kernel::load`] puts it, its
 //! initrd and its boot information into guest memory and returns the register state to start vCPU 0
-//! with ([`Entry`]).
+//! with ([`Entry`]). [`acpi::build`] writes the ACPI tables.
 //!
 //! # Low memory
 //!
@@ -28,6 +28,7 @@
 
 #![cfg_attr(test, allow(clippy::single_range_in_vec_init))] // guests of one RAM range
 
+pub mod acpi;
 mod bytes;
 mod bzimage;
 mod elf;
