@@ -4,13 +4,13 @@
 //! There is no legacy mode to leave: SCI_EN is always on, and the FADT has no SMI command port.
 //! The timer counts 32 bits (FADT flag TMR_VAL_EXT).
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use device::{BadState, BusDevice, Device, IrqLine, Snapshot, Timer, Timers};
+use device::{BadState, Device, IrqLine, Snapshot, Timer, Timers};
 use serde::{Deserialize, Serialize};
 
+use crate::part::{Parts, part};
 use crate::sync::lock;
 use crate::{PowerEvent, PowerSink};
 
@@ -75,22 +75,6 @@ pub struct AcpiPm {
     origin: Instant,
 }
 
-/// One of the block's port ranges.
-struct Part {
-    pm: Arc<Mutex<AcpiPm>>,
-    first: u64,
-}
-
-impl BusDevice for Part {
-    fn bus_read(&self, offset: u64, data: &mut [u8]) {
-        lock(&self.pm).read(self.first + offset, data);
-    }
-
-    fn bus_write(&self, offset: u64, data: &[u8]) {
-        lock(&self.pm).write(self.first + offset, data);
-    }
-}
-
 fn ticks(time: Duration) -> u64 {
     (time.as_nanos() * FREQUENCY / 1_000_000_000) as u64
 }
@@ -114,13 +98,10 @@ impl AcpiPm {
         })
     }
 
-    /// The port ranges for a block whose first port is `base`, and what answers there: events (4
-    /// ports), control (2), timer (4).
-    pub fn at(pm: &Arc<Mutex<AcpiPm>>, base: u64) -> [(Range<u64>, Arc<dyn BusDevice>); 3] {
-        [(reg::STATUS, 4), (reg::CONTROL, 2), (reg::TIMER, 4)].map(|(first, len)| {
-            let part: Arc<dyn BusDevice> = Arc::new(Part { pm: pm.clone(), first });
-            (base + first..base + first + len, part)
-        })
+    /// The port ranges for a block whose first port is `base`: events (4 ports), control (2), timer (4).
+    pub fn at(pm: &Arc<Mutex<AcpiPm>>, base: u64) -> Parts<3> {
+        [(reg::STATUS, 4), (reg::CONTROL, 2), (reg::TIMER, 4)]
+            .map(|(first, len)| (base + first..base + first + len, part(pm, first)))
     }
 
     /// Somebody presses the power button.

@@ -6,9 +6,12 @@
 //! controller's time-out, so that software looking for a keyboard learns fast that there is none. It raises no
 //! interrupt.
 
+use std::sync::{Arc, Mutex};
+
 use device::{BadState, Device, Snapshot};
 use serde::{Deserialize, Serialize};
 
+use crate::part::{Parts, part};
 use crate::{PowerEvent, PowerSink};
 
 /// Offsets in the port range that starts at 0x60.
@@ -94,6 +97,11 @@ impl I8042 {
     /// A controller whose reset line reports to `power`.
     pub fn new(power: PowerSink) -> I8042 {
         I8042 { state: I8042State::default(), power }
+    }
+
+    /// The two ports; 0x61 to 0x63 between them are others'.
+    pub fn at(controller: &Arc<Mutex<I8042>>) -> Parts<2> {
+        [(0x60..0x61, part(controller, DATA)), (0x64..0x65, part(controller, COMMAND_STATUS))]
     }
 
     fn answer(&mut self, byte: u8) {

@@ -1,7 +1,8 @@
 //! 82093AA I/O APIC (Intel order 290566-001) with the EOI register of its successors (ICH data sheets,
 //! version 0x20), 24 pins.
 //!
-//! A line's level means "asserted"; the polarity bit is kept and has no effect. The device sends messages and learns from the local APICs, through the machine, which vectors ended.
+//! A line's level means "asserted"; the polarity bit is kept and has no effect. The device sends messages
+//! and learns from the local APICs, through the machine, which vectors ended.
 
 use std::sync::Arc;
 

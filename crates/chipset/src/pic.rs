@@ -4,11 +4,12 @@
 //! One deviation, shared with other virtual machines: an edge that was seen stays requested when its
 //! line falls before the acknowledge, so that a short pulse is never answered with a spurious IRQ 7.
 
+use std::sync::{Arc, Mutex};
+
 use device::{BadState, Device, Snapshot};
 use serde::{Deserialize, Serialize};
 
-/// Ports of the edge/level registers; [`DualPic`] has them at offsets 4 and 5.
-pub const ELCR_PORTS: std::ops::Range<u64> = 0x4d0..0x4d2;
+use crate::part::{Parts, part};
 
 /// Lines of the master and of the slave that cannot be level-triggered: timer, keyboard, cascade;
 /// RTC and coprocessor.
@@ -251,28 +252,12 @@ impl PicChipState {
 
 /// Both chips and their output to the CPU.
 ///
-/// On a port bus, the range at 0x20 has offsets 0 and 1, that at 0xa0 offsets 2 and 3, [`ELCR_PORTS`]
-/// offsets 4 and 5: see [`DualPic::at`].
+/// On a port bus, the range at 0x20 has offsets 0 and 1, that at 0xa0 offsets 2 and 3, the edge/level
+/// registers offsets 4 and 5: see [`DualPic::at`].
 pub struct DualPic {
     state: DualPicState,
     output: Box<dyn Fn(bool) + Send>,
     output_high: bool,
-}
-
-/// One of the three port ranges of a [`DualPic`].
-struct Part {
-    pic: std::sync::Arc<std::sync::Mutex<DualPic>>,
-    first: u64,
-}
-
-impl device::BusDevice for Part {
-    fn bus_read(&self, offset: u64, data: &mut [u8]) {
-        crate::sync::lock(&self.pic).read(self.first + offset, data);
-    }
-
-    fn bus_write(&self, offset: u64, data: &[u8]) {
-        crate::sync::lock(&self.pic).write(self.first + offset, data);
-    }
 }
 
 fn power_on() -> DualPicState {
@@ -286,12 +271,9 @@ impl DualPic {
         DualPic { state: power_on(), output: Box::new(output), output_high: false }
     }
 
-    /// The three port ranges and what answers there, ready for a bus.
-    pub fn at(
-        pic: &std::sync::Arc<std::sync::Mutex<DualPic>>,
-    ) -> [(std::ops::Range<u64>, std::sync::Arc<dyn device::BusDevice>); 3] {
-        let part = |first| std::sync::Arc::new(Part { pic: pic.clone(), first });
-        [(0x20..0x22, part(0)), (0xa0..0xa2, part(2)), (ELCR_PORTS, part(4))]
+    /// The three port ranges: both chips and the edge/level registers.
+    pub fn at(pic: &Arc<Mutex<DualPic>>) -> Parts<3> {
+        [(0x20..0x22, part(pic, 0)), (0xa0..0xa2, part(pic, 2)), (0x4d0..0x4d2, part(pic, 4))]
     }
 
     /// Sets the level of a line, 0 to 15. The cascade, line 2, is not to be had.
@@ -410,7 +392,6 @@ impl Snapshot for DualPic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     const ALL_OPEN: u8 = 0;
