@@ -31,6 +31,7 @@ pub mod layout;
 mod machine;
 mod memory;
 mod spec;
+mod state;
 
 pub use ::chipset::{Closed, PowerEvent, SerialInput};
 pub use chipset::ChipsetState;
@@ -39,3 +40,4 @@ pub use devices::PciState;
 pub use error::Error;
 pub use machine::Machine;
 pub use spec::{BootSpec, DiskSpec, HostIo, VmSpec};
+pub use state::MachineState;
