@@ -41,7 +41,14 @@ impl Machine {
     pub fn flush(&self) -> Result<(), Error> {
         Ok(())
     }
-    pub fn describe(&self) -> Vec<String> {
-        vec![]
+    pub fn describe(&self) -> Description {
+        Description {}
+    }
+}
+#[derive(serde::Serialize)]
+pub struct Description {}
+impl std::fmt::Display for Description {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("machine\n")
     }
 }

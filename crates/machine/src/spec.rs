@@ -28,7 +28,7 @@ pub struct DiskSpec {
     /// The image or device.
     pub path: PathBuf,
     /// Its format; told by content where absent.
-    pub format: Option<String>,
+    pub format: Option<disk::Format>,
     /// The guest may not write.
     pub read_only: bool,
     /// Serial number that the guest sees.
