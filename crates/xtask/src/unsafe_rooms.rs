@@ -77,9 +77,8 @@ fn check_file(krate: &str, path: &Path, source: &str) -> Option<String> {
 fn check_opening(line: usize, code: &[&str], source: &str) -> Option<String> {
     let attribute = code[line].trim();
     let next = code.get(line + 1).map_or("", |next| next.trim_start());
-    let a_module =
-        next.starts_with("mod ") || next.starts_with("pub mod ") || next.starts_with("pub(crate) mod ");
-    if attribute != OPENING && (attribute != ON_AN_ITEM || a_module) {
+    let a_file = next.trim_end().ends_with(';') && next.split_whitespace().any(|word| word == "mod");
+    if attribute != OPENING && (attribute != ON_AN_ITEM || a_file) {
         return Some(format!("`unsafe` is opened by {OPENING} // why, at the top of the module"));
     }
     let why = source.lines().nth(line).and_then(|line| line.split_once("//")).map(|(_, why)| why.trim());
