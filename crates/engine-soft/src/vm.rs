@@ -1,0 +1,228 @@
+//! What the vCPUs of one VM share: memory, mailboxes, interrupt routing.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::{Error, Msi, VmConfig};
+use mem::GuestRam;
+
+use crate::clock::Clock;
+use crate::x86::cpuid::Cpuid;
+use crate::x86::lapic::{Message, SharedLapic};
+
+/// Bits of [`Mailbox::attention`]: why a vCPU must look up from its guest code.
+pub mod attention {
+    /// The local APIC may have an interrupt to deliver.
+    pub const INTERRUPT: u32 = 1 << 0;
+    /// The PIC's output rose.
+    pub const EXTINT: u32 = 1 << 1;
+    /// Non-maskable interrupt.
+    pub const NMI: u32 = 1 << 2;
+    /// INIT.
+    pub const INIT: u32 = 1 << 3;
+    /// Start-up IPI.
+    pub const SIPI: u32 = 1 << 4;
+    /// Leave [`engine::Vcpu::run`].
+    pub const STOP: u32 = 1 << 5;
+    /// A page became code: writable TLB entries are out of date.
+    pub const CODE: u32 = 1 << 6;
+}
+
+/// One vCPU as the others, and the devices' threads, see it.
+pub struct Mailbox {
+    /// What it must look at ([`attention`]).
+    attention: AtomicU32,
+    /// Vector of the last start-up IPI.
+    pub sipi_vector: AtomicU32,
+    /// The latest code epoch whose protection this vCPU carried out; `u64::MAX` while it is parked and
+    /// writes nothing.
+    code_epoch: AtomicU64,
+    /// The part of its local APIC that others reach.
+    pub lapic: SharedLapic,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Mailbox {
+    fn new(id: u32) -> Mailbox {
+        Mailbox {
+            attention: AtomicU32::new(0),
+            sipi_vector: AtomicU32::new(0),
+            code_epoch: AtomicU64::new(u64::MAX),
+            lapic: SharedLapic::new(id),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// What is to be looked at.
+    #[inline(always)]
+    pub fn attention(&self) -> u32 {
+        self.attention.load(Ordering::Relaxed)
+    }
+
+    /// Takes `bits` away and returns which of them were set.
+    pub fn take(&self, bits: u32) -> u32 {
+        self.attention.fetch_and(!bits, Ordering::AcqRel) & bits
+    }
+
+    /// Makes the vCPU look at `bits`, waking it if it sleeps.
+    pub fn notify(&self, bits: u32) {
+        let before = self.attention.fetch_or(bits, Ordering::AcqRel);
+        if before & bits != bits {
+            let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Sleeps until a bit of `bits` is set, or for at most `limit`.
+    pub fn sleep(&self, bits: u32, limit: Option<Duration>) {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = limit.map(|limit| std::time::Instant::now() + limit);
+        while self.attention.load(Ordering::Acquire) & bits == 0 {
+            match deadline.map(|d| d.saturating_duration_since(std::time::Instant::now())) {
+                Some(Duration::ZERO) => return,
+                Some(left) => {
+                    guard = self.wake.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                None => guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// The shared part of a VM.
+pub struct Shared {
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// What the CPUs say they are.
+    pub cpuid: Cpuid,
+    /// Time.
+    pub clock: Clock,
+    /// One mailbox a vCPU.
+    pub vcpus: Vec<Mailbox>,
+    /// Level of the PIC's output.
+    extint: AtomicBool,
+    /// Counts pages that became code while other vCPUs could hold writable translations of them.
+    code_epoch: AtomicU64,
+    split_lock: Mutex<()>,
+}
+
+impl Shared {
+    /// The shared part of a VM with `config.cpus` vCPUs.
+    pub fn new(config: &VmConfig, ram: GuestRam) -> Result<Shared, Error> {
+        if config.cpus == 0 {
+            return Err(Error::Unsupported { engine: "soft", what: "a VM without a CPU".into() });
+        }
+        Ok(Shared {
+            ram,
+            cpuid: Cpuid::new(config.cpus),
+            clock: Clock::default(),
+            vcpus: (0..config.cpus).map(Mailbox::new).collect(),
+            extint: AtomicBool::new(false),
+            code_epoch: AtomicU64::new(0),
+            split_lock: Mutex::new(()),
+        })
+    }
+
+    /// Held around a locked access that no single host instruction can do.
+    pub fn split_lock(&self) -> MutexGuard<'_, ()> {
+        self.split_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Level of the PIC's output.
+    pub fn extint(&self) -> bool {
+        self.extint.load(Ordering::Acquire)
+    }
+
+    /// Sets the level of the PIC's output.
+    pub fn set_extint(&self, high: bool) {
+        let before = self.extint.swap(high, Ordering::AcqRel);
+        if high && !before {
+            for vcpu in self.vcpus.iter().filter(|v| v.lapic.accepts_extint()) {
+                vcpu.notify(attention::EXTINT);
+            }
+        }
+    }
+
+    /// Delivers a message-signalled interrupt.
+    pub fn send_msi(&self, msi: Msi) {
+        self.send(&Message::from_msi(msi), None);
+    }
+
+    /// Delivers a message to every vCPU that its destination names. `exclude` is left out (the
+    /// "all but self" shorthand).
+    pub fn send(&self, message: &Message, exclude: Option<u32>) {
+        message.deliver(self, exclude);
+    }
+
+    /// A page is about to be read as code by vCPU `id`; `fresh` if it was data until now. Answers
+    /// whether what is decoded may be kept: not while another vCPU may still write to the page
+    /// through a translation that does not log the write.
+    pub fn settle_code(&self, id: u32, fresh: bool) -> bool {
+        if self.vcpus.len() == 1 {
+            return true;
+        }
+        if fresh {
+            self.code_epoch.fetch_add(1, Ordering::SeqCst);
+            for (_, vcpu) in self.vcpus.iter().enumerate().filter(|(i, _)| *i != id as usize) {
+                vcpu.notify(attention::CODE);
+            }
+        }
+        let epoch = self.code_epoch.load(Ordering::SeqCst);
+        let others = self.vcpus.iter().enumerate().filter(|(i, _)| *i != id as usize);
+        others.into_iter().all(|(_, vcpu)| vcpu.code_epoch.load(Ordering::SeqCst) >= epoch)
+    }
+
+    /// The current code epoch. Read it, drop all writable translations, then [`Shared::reach_epoch`].
+    pub fn code_epoch(&self) -> u64 {
+        self.code_epoch.load(Ordering::SeqCst)
+    }
+
+    /// vCPU `id` holds no writable translation from before `epoch`.
+    pub fn reach_epoch(&self, id: u32, epoch: u64) {
+        self.vcpus[id as usize].code_epoch.store(epoch, Ordering::SeqCst);
+    }
+}
+
+/// A VM of the software engine.
+pub struct SoftVm {
+    shared: Arc<Shared>,
+    created: Mutex<Vec<bool>>,
+}
+
+impl SoftVm {
+    pub(crate) fn new(config: &VmConfig, ram: GuestRam) -> Result<SoftVm, Error> {
+        let shared = Arc::new(Shared::new(config, ram)?);
+        Ok(SoftVm { shared, created: Mutex::new(vec![false; config.cpus as usize]) })
+    }
+}
+
+impl engine::Vm for SoftVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn engine::Vcpu>, Error> {
+        let mut created = self.created.lock().unwrap_or_else(PoisonError::into_inner);
+        match created.get_mut(id as usize) {
+            Some(done) if !*done => *done = true,
+            _ => {
+                let what = format!("creating vCPU {id} (each of 0..{} once)", self.shared.vcpus.len());
+                return Err(Error::Unsupported { engine: "soft", what });
+            }
+        }
+        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone())))
+    }
+
+    fn send_msi(&self, msi: Msi) {
+        self.shared.send_msi(msi);
+    }
+
+    fn set_extint(&self, high: bool) {
+        self.shared.set_extint(high);
+    }
+
+    fn send_nmi(&self, id: u32) {
+        if let Some(vcpu) = self.shared.vcpus.get(id as usize) {
+            vcpu.notify(attention::NMI);
+        }
+    }
+}

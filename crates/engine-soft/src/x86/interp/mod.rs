@@ -1,0 +1,18 @@
+//! The interpreter: one file per family of instructions.
+//!
+//! Each family has `lower`, which looks at a decoded instruction and names the handler that executes
+//! it, and the handlers. A family that does not know the instruction answers `None`; what no family
+//! knows is `#UD`.
+
+use super::decode::Lower;
+use super::op::{Handler, Op};
+
+type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
+
+/// The families, the most frequent first.
+const FAMILIES: &[Family] = &[];
+
+/// Chooses the handler of an instruction and completes its `op`.
+pub fn lower(lower: &Lower<'_>, op: &mut Op) -> Option<Handler> {
+    FAMILIES.iter().find_map(|family| family(lower, op))
+}

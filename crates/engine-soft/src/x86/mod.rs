@@ -1,0 +1,27 @@
+//! The x86-64 guest CPU.
+//!
+//! The way of an instruction: [`run`] finds the block at RIP ([`block`]) or has it read and decoded
+//! ([`decode`]), then calls the handlers ([`op`], [`interp`]) one after another. Handlers reach memory
+//! through [`access`], which asks the [`tlb`] and, when that misses, the page walker ([`walk`]). An
+//! `Err` is an [`exception`], delivered by [`event`] at precisely that instruction.
+
+pub mod access;
+pub mod block;
+pub mod cpu;
+pub mod cpuid;
+pub mod decode;
+pub mod event;
+pub mod exception;
+pub mod fpu;
+pub mod int;
+pub mod interp;
+pub mod lapic;
+pub mod msr;
+pub mod op;
+pub mod pvclock;
+pub mod run;
+pub mod state;
+#[cfg(test)]
+pub mod testing;
+pub mod tlb;
+pub mod walk;
