@@ -33,7 +33,7 @@ mod memory;
 mod spec;
 mod state;
 
-pub use ::chipset::{Closed, PowerEvent, SerialInput};
+pub use ::chipset::{PowerEvent, SerialInput};
 pub use chipset::ChipsetState;
 pub use describe::{Description, DeviceInfo, KernelInfo, PciInfo};
 pub use devices::PciState;
