@@ -9,9 +9,11 @@
 //! wrote a power register, somebody sent a [`Request`]. It ends in exactly one [`End`].
 
 mod board;
+mod chain;
 pub mod engines;
 mod supervisor;
 mod vcpu;
 mod vm;
 
-pub use vm::{Control, End, Error, Gone, Options, Request, State, Status, Vm};
+pub use chain::chain;
+pub use vm::{Control, End, Error, Gone, Options, Request, State, Status, Vm, describe};

@@ -8,8 +8,9 @@ use engine::{CpuState, Exit, Vcpu};
 use machine::PowerEvent;
 
 use crate::board::Board;
+use crate::chain::chain;
 use crate::vcpu::{Outcome, Slot};
-use crate::vm::{End, Options, Request, State, Status, chain};
+use crate::vm::{End, Options, Request, State, Status};
 
 /// How long vCPUs may take to come back when the VM ends. One that is stuck (in a host file that
 /// does not answer) is left behind: the process is about to end.

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::Engine;
-use machine::{HostIo, Machine, SerialInput, VmSpec};
+use machine::{Description, HostIo, Machine, SerialInput, VmSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
@@ -211,11 +211,11 @@ fn forward_events(events: Receiver<machine::PowerEvent>, inbox: Sender<Message>)
     thread::Builder::new().name("power".into()).spawn(body).map(drop).map_err(Error::Thread)
 }
 
-/// An error and its causes in one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+/// What the machine would be made of. Opens its files and starts nothing.
+pub fn describe(spec: &VmSpec, engine: &dyn Engine) -> Result<Description, Error> {
+    let io = HostIo { serial_out: Box::new(std::io::sink()), console_out: None };
+    let machine = Machine::build(spec, engine, io).map_err(Error::Build)?;
+    Ok(machine.describe())
 }
-
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,7 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("ospite", &["vmm", "store", "machine", "engine", "disk"]),
     // Tools of the house, never part of the product.
     ("guest-tests", &[]),
+    ("ospite-bench", &[]),
     ("xtask", &["guest-tests"]),
 ];
 

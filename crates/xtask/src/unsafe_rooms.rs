@@ -1,4 +1,4 @@
-//! `unsafe` is denied for the workspace and opened file by file, with the reason on the same line:
+//! `unsafe` is denied for the workspace and opened by module or item, with the reason on the same line:
 //! `#![allow(unsafe_code)] // why`. The compiler checks that it is opened at all; this checks that
 //! it is opened where the plan allows, one module at a time and not by inheritance from a parent.
 
@@ -9,6 +9,7 @@ use crate::manifests::Crate;
 use crate::plan::MAY_BE_UNSAFE;
 
 const OPENING: &str = "#![allow(unsafe_code)]";
+const ON_AN_ITEM: &str = "#[allow(unsafe_code)]";
 
 /// The misplaced openings, one sentence each.
 pub fn check(crates: &[Crate]) -> Result<Vec<String>, String> {
@@ -57,13 +58,10 @@ fn check_file(krate: &str, path: &Path, source: &str) -> Option<String> {
     let code: Vec<&str> = source.lines().map(without_comment).collect();
     let openings: Vec<usize> = (0..code.len()).filter(|&i| opens(code[i])).collect();
     let uses = code.iter().any(|line| has_unsafe(line));
-    let Some(&opening) = openings.first() else {
+    if openings.is_empty() {
         return uses.then(|| {
             format!("uses `unsafe`, opened by a parent module; open it here with {OPENING} // why")
         });
-    };
-    if openings.len() > 1 || code[opening].trim() != OPENING {
-        return Some(format!("`unsafe` is opened once per module, by {OPENING} // why"));
     }
     if !MAY_BE_UNSAFE.contains(&krate) {
         return Some(format!("crate `{krate}` may not hold unsafe code (only {})", MAY_BE_UNSAFE.join(", ")));
@@ -71,10 +69,20 @@ fn check_file(krate: &str, path: &Path, source: &str) -> Option<String> {
     if path.ends_with("src/lib.rs") || path.ends_with("src/main.rs") {
         return Some("opens `unsafe` for the whole crate; open it in the module that needs it".into());
     }
-    if reason(source.lines().nth(opening).unwrap_or_default()).is_empty() {
-        return Some("opens `unsafe` without saying why on the same line".into());
+    let wrong = openings.iter().find_map(|&line| check_opening(line, &code, source));
+    wrong.or_else(|| (!uses).then(|| "opens `unsafe` and has none".into()))
+}
+
+/// For the module or for one item of it, never for the modules below, and with the reason.
+fn check_opening(line: usize, code: &[&str], source: &str) -> Option<String> {
+    let attribute = code[line].trim();
+    let next = code.get(line + 1).map_or("", |next| next.trim_start());
+    let a_file = next.trim_end().ends_with(';') && next.split_whitespace().any(|word| word == "mod");
+    if attribute != OPENING && (attribute != ON_AN_ITEM || a_file) {
+        return Some(format!("`unsafe` is opened by {OPENING} // why, at the top of the module"));
     }
-    (!uses).then(|| "opens `unsafe` and has none".into())
+    let why = source.lines().nth(line).and_then(|line| line.split_once("//")).map(|(_, why)| why.trim());
+    why.is_none_or(str::is_empty).then(|| "opens `unsafe` without saying why on the same line".into())
 }
 
 fn opens(line: &str) -> bool {
@@ -83,10 +91,6 @@ fn opens(line: &str) -> bool {
 
 fn without_comment(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
-}
-
-fn reason(line: &str) -> &str {
-    line.split_once("//").map_or("", |(_, reason)| reason.trim())
 }
 
 /// Whether the keyword stands in this line: a block, a function, an impl, an attribute.
@@ -126,7 +130,10 @@ mod tests {
             problem("mem", "src/a.rs", &GOOD.replace("// talks to the host", ""))
                 .contains("without saying why")
         );
-        assert!(problem("mem", "src/a.rs", &GOOD.replace("#![allow", "#[allow")).contains("once per module"));
+        assert!(
+            problem("mem", "src/a.rs", "#[allow(unsafe_code)] // x\nmod b;\nunsafe impl A for B {}")
+                .contains("top of the module")
+        );
         assert!(problem("mem", "src/a.rs", "unsafe impl Send for X {}").contains("parent module"));
         assert!(problem("mem", "src/a.rs", &GOOD.replace("unsafe {", "{")).contains("has none"));
     }
