@@ -37,5 +37,5 @@ pub use power::{PowerEvent, PowerSink};
 pub use reset_control::{ResetControl, ResetControlState};
 pub use router::IrqRouter;
 pub use rtc::{MemorySizes, Rtc, RtcState};
-pub use serial_input::{Closed, SerialInput};
+pub use serial_input::SerialInput;
 pub use uart::{Uart, UartState};

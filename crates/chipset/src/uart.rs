@@ -523,7 +523,7 @@ mod tests {
         }
         fn type_in(&self, bytes: &[u8]) {
             let input = lock(&self.uart).input();
-            input.send(bytes).unwrap();
+            input.send(bytes);
         }
         /// Polls as an early console does, until `count` bytes came.
         fn receive(&self, count: usize) -> Vec<u8> {

@@ -1,54 +1,43 @@
-//! A machine specification becomes a wired machine
+//! A machine specification becomes a wired machine.
+//!
+//! This is the only crate that knows all parts. [`Machine::build`] makes guest memory, asks an engine
+//! for a VM and its vCPUs, puts the chipset and the PCI devices on the buses, loads the kernel and
+//! leaves vCPU 0 at its entry; who calls it runs the vCPUs with [`Machine::io`] and listens to
+//! [`Machine::take_events`].
+//!
+//! | what                         | file           |
+//! |------------------------------|----------------|
+//! | where everything is          | `layout.rs`    |
+//! | guest memory and its hole    | `memory.rs`    |
+//! | the chipset and its lines    | `chipset.rs`   |
+//! | PCI devices                  | `devices.rs`   |
+//! | a vCPU's accesses            | `io.rs`        |
+//! | kernel, ACPI tables, entry   | `firmware.rs`, `entry.rs` |
+//! | build, reset, flush          | `machine.rs`   |
+//! | saved state                  | `state.rs`     |
+//! | what was chosen, for people  | `describe.rs`  |
+//!
+//! A new device goes into its own crate; here it gets a line in `chipset.rs` or `devices.rs`: how it is
+//! made, where it is, its reset and its state.
 
+mod chipset;
+mod describe;
+mod devices;
+mod entry;
+mod error;
+mod firmware;
+mod io;
+pub mod layout;
+mod machine;
+mod memory;
 mod spec;
-pub use spec::{BootSpec, DiskSpec, HostIo, PowerEvent, VmSpec};
+mod state;
 
-#[derive(Debug, thiserror::Error)]
-#[error("not built yet")]
-pub struct Error;
-
-pub struct Machine {}
-
-#[derive(Clone)]
-pub struct SerialInput {}
-impl SerialInput {
-    pub fn send(&self, _bytes: &[u8]) {}
-}
-
-use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-
-impl Machine {
-    pub fn build(_: &VmSpec, _: &dyn engine::Engine, _: HostIo) -> Result<Machine, Error> {
-        Err(Error)
-    }
-    pub fn take_vcpus(&mut self) -> Vec<Box<dyn engine::Vcpu>> {
-        vec![]
-    }
-    pub fn take_events(&mut self) -> Receiver<PowerEvent> {
-        std::sync::mpsc::channel().1
-    }
-    pub fn serial(&self) -> SerialInput {
-        SerialInput {}
-    }
-    pub fn io(&self) -> Arc<dyn engine::CpuIo> {
-        unimplemented!()
-    }
-    pub fn press_power_button(&self) {}
-    pub fn reset(&mut self, _: &mut [Box<dyn engine::Vcpu>]) -> Result<(), Error> {
-        Ok(())
-    }
-    pub fn flush(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    pub fn describe(&self) -> Description {
-        Description {}
-    }
-}
-#[derive(serde::Serialize)]
-pub struct Description {}
-impl std::fmt::Display for Description {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("machine\n")
-    }
-}
+pub use ::chipset::{PowerEvent, SerialInput};
+pub use chipset::ChipsetState;
+pub use describe::{Description, DeviceInfo, KernelInfo, PciInfo};
+pub use devices::PciState;
+pub use error::Error;
+pub use machine::Machine;
+pub use spec::{BootSpec, DiskSpec, HostIo, VmSpec};
+pub use state::MachineState;

@@ -1,4 +1,4 @@
-//! What a machine is asked to be, and what it tells those who run it.
+//! What a machine is asked to be.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -50,17 +50,6 @@ pub struct BootSpec {
 pub struct HostIo {
     /// COM1.
     pub serial_out: Box<dyn Write + Send>,
-    /// The virtio console's port.
+    /// The virtio console's port; without it there is no virtio console.
     pub console_out: Option<Box<dyn Write + Send>>,
-}
-
-/// The guest asked for something that ends or restarts the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PowerEvent {
-    /// ACPI S5.
-    PowerOff,
-    /// A reset register or the keyboard controller's pulse.
-    Reset,
-    /// A write to the debug-exit port.
-    DebugExit(u32),
 }
