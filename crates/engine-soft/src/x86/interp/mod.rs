@@ -7,10 +7,13 @@
 use super::decode::Lower;
 use super::op::{Handler, Op};
 
+mod vector;
+mod xsave;
+
 type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 
 /// The families, the most frequent first.
-const FAMILIES: &[Family] = &[];
+const FAMILIES: &[Family] = &[xsave::lower, vector::lower];
 
 /// Chooses the handler of an instruction and completes its `op`.
 pub fn lower(lower: &Lower<'_>, op: &mut Op) -> Option<Handler> {
