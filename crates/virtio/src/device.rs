@@ -8,7 +8,7 @@ use pci::Class;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Broken, VirtQueue, console, rng};
+use crate::{Broken, VirtQueue, console, net, rng};
 
 /// What a device type is called and numbered (chapter 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub trait Handler: Send {
 pub enum DeviceState {
     /// A console.
     Console(console::ConsoleState),
+    /// A network card.
+    Net(net::NetState),
     /// An entropy source.
     Rng(rng::RngState),
 }

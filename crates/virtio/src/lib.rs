@@ -14,6 +14,7 @@
 pub mod console;
 mod device;
 mod interrupt;
+pub mod net;
 mod pci;
 mod queue;
 pub mod rng;
@@ -26,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use console::{Console, ConsoleInput};
 pub use device::{DeviceState, Handler, Kind, Progress, VirtioDevice};
 pub use interrupt::Interrupt;
+pub use net::Net;
 pub use pci::{QueueRegisters, VirtioPci, VirtioState};
 pub use queue::{Broken, Chain, Slices, VirtQueue};
 pub use rng::Rng;
