@@ -8,7 +8,7 @@ use pci::Class;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Broken, VirtQueue, console, net, rng};
+use crate::{Broken, VirtQueue, blk, console, net, rng};
 
 /// What a device type is called and numbered (chapter 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub trait Handler: Send {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceState {
+    /// A disk.
+    Blk(blk::BlkState),
     /// A console.
     Console(console::ConsoleState),
     /// A network card.

@@ -11,6 +11,7 @@
 //! Lock order: the function (which the PCI root locks), then a queue, then [`Interrupt`] and what is
 //! below it. A worker never takes the function's lock, so that the transport may wait for it.
 
+pub mod blk;
 pub mod console;
 mod device;
 mod interrupt;
@@ -24,6 +25,7 @@ mod worker;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use blk::Blk;
 pub use console::{Console, ConsoleInput};
 pub use device::{DeviceState, Handler, Kind, Progress, VirtioDevice};
 pub use interrupt::Interrupt;
