@@ -4,6 +4,8 @@
 
 mod common;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::{Arc, Mutex};
