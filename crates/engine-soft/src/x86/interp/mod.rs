@@ -8,12 +8,13 @@ use super::decode::Lower;
 use super::op::{Handler, Op};
 
 mod vector;
+mod x87;
 mod xsave;
 
 type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 
 /// The families, the most frequent first.
-const FAMILIES: &[Family] = &[xsave::lower, vector::lower];
+const FAMILIES: &[Family] = &[xsave::lower, vector::lower, x87::lower];
 
 /// Chooses the handler of an instruction and completes its `op`.
 pub fn lower(lower: &Lower<'_>, op: &mut Op) -> Option<Handler> {
