@@ -98,8 +98,7 @@ fn step(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
     let at = fetch_address(cpu)?;
     let gpa = code_page(cpu, at)? | at & (PAGE_SIZE - 1);
     let key = Key::new(gpa, &cpu.mode);
-    let vm = cpu.vm.clone();
-    let version = vm.ram.page(gpa).map_or(0, |page| page.state.version());
+    let version = cpu.vm.ram.page(gpa).map_or(0, |page| page.state.version());
     if let Some(block) = blocks.find(key, version)
         && within_limit(cpu, block.len)
     {

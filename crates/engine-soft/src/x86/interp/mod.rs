@@ -24,6 +24,7 @@ mod string_bulk;
 mod syscall;
 mod system;
 mod vector;
+mod x87;
 mod xsave;
 
 use super::decode::Lower;
@@ -51,6 +52,7 @@ const FAMILIES: &[Family] = &[
     syscall::lower,
     xsave::lower,
     vector::lower,
+    x87::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.
