@@ -62,6 +62,11 @@ impl Mailbox {
         self.attention.load(Ordering::Relaxed)
     }
 
+    /// Where [`Mailbox::attention`] is, for translated code.
+    pub fn attention_address(&self) -> u64 {
+        self.attention.as_ptr().expose_provenance() as u64
+    }
+
     /// Takes `bits` away and returns which of them were set.
     pub fn take(&self, bits: u32) -> u32 {
         self.attention.fetch_and(!bits, Ordering::AcqRel) & bits

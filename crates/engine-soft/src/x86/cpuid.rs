@@ -65,6 +65,14 @@ const ECX_EXT: u32 = 1 | 1 << 5 | 1 << 7 | 1 << 8;
 /// Leaf 0x80000001 EDX: SYSCALL, NX, page1GB, RDTSCP, LM.
 const EDX_EXT: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 
+/// Leaf 0x80000008 EBX: XSAVE keeps the x87 pointers, as on the host; not open to speculative store bypass.
+const XSAVE_ERR_PTR: u32 = 1 << 2;
+const SSB_NO: u32 = 1 << 26;
+/// Leaf 0x80000021 EAX: LFENCE serializes, null selectors clear the base, automatic IBRS, no SRSO. Guest
+/// branches go through the engine, not through the host's predictor as the guest trained it, so
+/// the guest may do without its costlier defences.
+const EAX_EXT_21: u32 = 1 << 2 | 1 << 6 | 1 << 8 | 1 << 29;
+
 const HYPERVISOR: u32 = 0x4000_0000;
 /// CLOCKSOURCE2, NOP_IO_DELAY, PV_UNHALT off, CLOCKSOURCE_STABLE, MSI_EXT_DEST_ID.
 const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 15 | 1 << 24;
@@ -78,6 +86,28 @@ pub struct Cpuid {
     signature: u32,
     physical_bits: u32,
     intel: bool,
+    cr4_mask: u64,
+}
+
+/// The CR4 bits that come with what leaf 1 (ECX, EDX) and leaf 7 (EBX, ECX) offer. PCE is always there.
+fn cr4_mask(ecx_1: u32, edx_1: u32, ebx_7: u32, ecx_7: u32) -> u64 {
+    let offers = [
+        (edx_1, 4, cr4::TSD),
+        (edx_1, 2, cr4::DE),
+        (edx_1, 3, cr4::PSE),
+        (edx_1, 6, cr4::PAE),
+        (edx_1, 7, cr4::MCE),
+        (edx_1, 13, cr4::PGE),
+        (edx_1, 24, cr4::OSFXSR),
+        (edx_1, 25, cr4::OSXMMEXCPT),
+        (ecx_7, 2, cr4::UMIP),
+        (ebx_7, 0, cr4::FSGSBASE),
+        (ecx_1, 17, cr4::PCIDE),
+        (ecx_1, 26, cr4::OSXSAVE),
+        (ebx_7, 7, cr4::SMEP),
+        (ebx_7, 20, cr4::SMAP),
+    ];
+    offers.iter().filter(|(leaf, bit, _)| leaf >> bit & 1 != 0).fold(cr4::PCE, |mask, (.., bit)| mask | bit)
 }
 
 fn host(leaf: u32, subleaf: u32) -> Leaf {
@@ -90,7 +120,11 @@ impl Cpuid {
     pub fn new(cpus: u32) -> Cpuid {
         let physical_bits =
             if host(0x8000_0000, 0)[0] >= 0x8000_0008 { host(0x8000_0008, 0)[0] & 0xff } else { 36 };
+        let (h1, h7) = (host(1, 0), host(7, 0));
+        let seven = if host(0, 0)[0] >= 7 { h7 } else { [0; 4] };
+        let (ebx_7, ecx_7) = (seven[1] & EBX_7 | EBX_7_OWN, seven[2] & ECX_7 | ECX_7_OWN);
         Cpuid {
+            cr4_mask: cr4_mask(h1[2] & ECX_1, h1[3] & EDX_1, ebx_7, ecx_7),
             cpus,
             signature: host(1, 0)[0],
             physical_bits: physical_bits.clamp(36, 48),
@@ -107,6 +141,16 @@ impl Cpuid {
     #[inline(always)]
     pub fn physical_bits(&self) -> u32 {
         self.physical_bits
+    }
+
+    /// Whether the CPUs say that they are Intel's; else they follow AMD's manuals where the two differ.
+    pub fn is_intel(&self) -> bool {
+        self.intel
+    }
+
+    /// The bits that may be set in CR4.
+    pub fn cr4_mask(&self) -> u64 {
+        self.cr4_mask
     }
 
     /// Whether IA32_SPEC_CTRL exists.
@@ -218,7 +262,7 @@ impl Cpuid {
     }
 
     fn extended(&self, cpu: &Cpu, leaf: u32) -> Leaf {
-        let last = host(0x8000_0000, 0)[0].min(0x8000_001f);
+        let last = if self.intel { 0x8000_0008 } else { 0x8000_0021 };
         if leaf > last {
             return self.basic(cpu, self.max_basic(), 0);
         }
@@ -240,11 +284,13 @@ impl Cpuid {
             0x8000_0007 => [0, 0, 0, 1 << 8], // invariant TSC
             0x8000_0008 => {
                 let ids = self.cpus.next_power_of_two().trailing_zeros() << 12 | (self.cpus - 1) & 0xff;
-                // CLZERO off, XSAVEERPTR as the host saves x87 pointers.
-                [self.physical_bits | 48 << 8, h[1] & 1 << 2, if self.intel { 0 } else { ids }, 0]
+                if self.intel {
+                    return [self.physical_bits | 48 << 8, 0, 0, 0];
+                }
+                [self.physical_bits | 48 << 8, h[1] & XSAVE_ERR_PTR | SSB_NO, ids, 0]
             }
             0x8000_001e if !self.intel => [cpu.id, cpu.id & 0xff, 0, 0],
-            0x8000_0021 if !self.intel => [h[0] & (1 << 2 | 1 << 6), 0, 0, 0],
+            0x8000_0021.. if !self.intel => [if leaf == 0x8000_0021 { EAX_EXT_21 } else { 0 }, 0, 0, 0],
             _ => [0; 4],
         }
     }

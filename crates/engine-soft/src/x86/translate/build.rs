@@ -15,6 +15,7 @@ use super::insn::{ARITHMETIC, Class, Insn};
 use super::regs::{A, host_of};
 use super::site::{OpSite, Site};
 use super::stubs::Stubs;
+use super::super::op::flag;
 use super::super::tlb::View;
 
 /// Entries of a translated unit.
@@ -34,10 +35,6 @@ pub struct Place<'a> {
     pub stubs: &'a Stubs,
     /// How memory is seen.
     pub view: View,
-    /// Arithmetic flags that are live at a place in the same page.
-    pub live_at: &'a dyn Fn(u32) -> u32,
-    /// Translate for comparison with the interpreter: flags are complete at every exit.
-    pub lockstep: bool,
 }
 
 /// Where live flags are when the body of a unit starts.
@@ -84,8 +81,8 @@ pub enum End {
     Interpret,
 }
 
-/// Works out which flags are live behind each instruction.
-pub fn liveness(insns: &mut [Insn], live_at: &dyn Fn(u32) -> u32, lockstep: bool) {
+/// Works out which flags are live behind each instruction; `live_at` tells which are at an offset of the page.
+pub fn liveness(insns: &mut [Insn], live_at: &dyn Fn(u32) -> u32) {
     let Some(last) = insns.last() else { return };
     let mut live = if last.end() < 4096 { live_at(last.end()) } else { ARITHMETIC };
     for insn in insns.iter_mut().rev() {
@@ -94,9 +91,6 @@ pub fn liveness(insns: &mut [Insn], live_at: &dyn Fn(u32) -> u32, lockstep: bool
             Class::Jump => live = target_live(insn, live_at),
             Class::Call | Class::Return | Class::JumpIndirect | Class::CallIndirect => live = ARITHMETIC,
             _ => {}
-        }
-        if lockstep && insn.class == Class::Branch {
-            live = ARITHMETIC;
         }
         insn.live_after = live;
         live = insn.live_before();
@@ -272,6 +266,9 @@ impl Builder<'_> {
 
     fn end(&mut self, insns: &[Insn], end: End) {
         let last = &insns[insns.len() - 1];
+        if last.class == Class::Handler && last.op.has(flag::ENDS_BLOCK) {
+            return; // its handler leaves
+        }
         let open = !matches!(
             last.class,
             Class::Jump | Class::Call | Class::Return | Class::JumpIndirect | Class::CallIndirect

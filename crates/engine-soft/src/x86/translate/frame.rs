@@ -48,6 +48,8 @@ pub struct Frame {
     pub simd: u64,
     /// MXCSR of Rust code.
     pub host_mxcsr: u64,
+    /// Address of the translator, for the helpers.
+    pub translator: u64,
 }
 
 /// Offsets from RSP.

@@ -170,27 +170,18 @@ fn flags_of(insn: &mut Insn) {
     if modified == 0 {
         return;
     }
-    let shift = matches!(
-        ins.mnemonic(),
-        Mnemonic::Shl
-            | Mnemonic::Shr
-            | Mnemonic::Sar
-            | Mnemonic::Sal
-            | Mnemonic::Rol
-            | Mnemonic::Ror
-            | Mnemonic::Rcl
-            | Mnemonic::Rcr
-            | Mnemonic::Shld
-            | Mnemonic::Shrd
-    );
-    if shift {
-        let last = ins.op_count() - 1;
-        // A count of zero leaves all flags alone, and some forms leave some.
-        let known = ins.op_kind(last) == OpKind::Immediate8 && ins.immediate8() & 0x1f != 0;
-        if !known {
-            insn.kills = 0;
-        }
+    if !surely_writes(ins) {
+        insn.kills = 0;
     }
+}
+
+/// Whether an instruction that may write flags always does: shifts leave them alone if the count is zero.
+pub fn surely_writes(ins: &Instruction) -> bool {
+    use Mnemonic::*;
+    let shift = matches!(ins.mnemonic(), Shl | Shr | Sar | Sal | Rol | Ror | Rcl | Rcr | Shld | Shrd);
+    let last = ins.op_count().wrapping_sub(1);
+    let string = ins.is_string_instruction();
+    !string && (!shift || ins.op_kind(last) == OpKind::Immediate8 && ins.immediate8() & 0x1f != 0)
 }
 
 fn simple(mnemonic: Mnemonic) -> bool {
@@ -336,7 +327,7 @@ fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -
     use OpCodeOperandKind::*;
     let code = insn.ins.op_code();
     let mut modrm = false;
-    let mut memory = None;
+    let mut memory: Option<u32> = Option::None;
     for n in 0..insn.ins.op_count() {
         match code.op_kind(n) {
             r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mem | r8_reg | r16_reg | r32_reg | r64_reg

@@ -1,0 +1,40 @@
+//! Counts for whoever tunes the translator.
+
+use std::collections::HashMap;
+
+use iced_x86::Mnemonic;
+
+/// What happened so far. Times are in ticks of the host's counter.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Entries into translated code.
+    pub entries: u64,
+    /// Time spent translating.
+    pub translation_ticks: u64,
+    /// Units translated.
+    pub units: u64,
+    /// Guest instructions translated.
+    pub instructions: u64,
+    /// Bytes of host code made.
+    pub code_bytes: u64,
+    /// Misses of the fast TLB that the TLB behind it could answer.
+    pub refills: u64,
+    /// Misses that ran an instruction's handler.
+    pub misses: u64,
+    /// Instructions executed by their handlers because they are not translated.
+    pub handlers: u64,
+    /// Jumps linked.
+    pub links: u64,
+    /// Targets that were not in the jump cache.
+    pub jump_misses: u64,
+    /// Exits because something wanted attention.
+    pub attentions: u64,
+    /// Blocks interpreted.
+    pub interpreted: u64,
+    /// Pages whose code was voided by a write.
+    pub voided: u64,
+    /// Times that the code cache was full.
+    pub flushes: u64,
+    /// Handlers run, by instruction; only counted if asked for.
+    pub by_mnemonic: HashMap<Mnemonic, u64>,
+}

@@ -1,0 +1,398 @@
+//! Finds, makes and enters units.
+
+#![allow(unsafe_code)] // enters translated code, reads code bytes out of guest memory
+
+use std::collections::HashMap;
+
+use engine::Error;
+use engine::x86::bits::{cr0, cr4, rflags};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory};
+use mem::{HostInt, PAGE_SIZE};
+
+use super::super::block::Blocks;
+use super::super::cpu::Cpu;
+use super::super::decode::MAX_LEN;
+use super::super::exception::{Exception, Exec};
+use super::super::op::{RIP, flag};
+use super::super::run::{code_page, step_block};
+use super::build::{End, Place, Unit, build, liveness};
+use super::cache::CodeCache;
+use super::helpers;
+use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
+use super::site::{OpSite, Site};
+use super::stats::Stats;
+use super::stubs::{SITE_INDIRECT, Stubs};
+use crate::clock::Clock;
+use crate::vm::attention;
+
+/// Most instructions of a unit.
+const MAX_INSNS: usize = 48;
+/// Most instructions that a look ahead for dead flags decodes.
+const LOOK_AHEAD: usize = 4;
+/// Code and sites of the longest unit need less.
+const ROOM: usize = 64 << 10;
+/// Sites kept before everything is dropped, some 100 bytes each.
+const MAX_SITES: usize = 1 << 20;
+const OFFSET: u64 = PAGE_SIZE - 1;
+
+/// What a unit is found by: page and offset, and the parts of the mode that translation depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key(u64);
+
+impl Key {
+    fn new(gpa: u64, mode: u8) -> Key {
+        Key(gpa << 8 | u64::from(mode))
+    }
+}
+
+#[derive(Default)]
+struct Hasher(u64);
+
+impl std::hash::Hasher for Hasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<Hasher>>;
+
+/// Units of one page.
+struct Page {
+    version: u32,
+    units: Vec<Key>,
+}
+
+/// A jump that can be linked if the next unit to run is its target.
+struct Link {
+    patch: u64,
+    back: bool,
+    /// Linear and guest-physical address and mode of the target.
+    target: u64,
+    gpa: u64,
+    mode: u8,
+}
+
+/// The translator of one vCPU.
+pub struct Translator {
+    cache: CodeCache,
+    stubs: Stubs,
+    sites: Vec<Site>,
+    units: Map<Key, Unit>,
+    pages: Map<u64, Page>,
+    /// Changes to code pages that have been looked at ([`mem::code_changes`]).
+    seen: u64,
+    link: Option<Link>,
+    /// Raised by a handler that translated code called.
+    pub(super) exception: Option<Exception>,
+    factory: InstructionInfoFactory,
+    /// Counts handlers by instruction.
+    pub profile: bool,
+    /// What happened.
+    pub stats: Stats,
+    /// Units end in front of what has effects outside of registers and memory, and flags are complete at
+    /// their ends.
+    lockstep: bool,
+}
+
+impl Translator {
+    /// A translator with an empty code cache.
+    pub fn new() -> Result<Translator, Error> {
+        let mut cache = CodeCache::new()?;
+        let avx = std::arch::is_x86_feature_detected!("avx");
+        let stubs = Stubs::install(&mut cache, helpers::miss, helpers::run, avx)?;
+        Ok(Translator {
+            cache,
+            stubs,
+            sites: vec![Site::Indirect],
+            units: Map::default(),
+            pages: Map::default(),
+            seen: 0,
+            link: None,
+            exception: None,
+            factory: InstructionInfoFactory::new(),
+            profile: std::env::var_os("OSPITE_PROFILE").is_some(),
+            stats: Stats::default(),
+            lockstep: false,
+        })
+    }
+
+    pub(super) fn site(&self, number: u64) -> Option<Site> {
+        self.sites.get(number as usize).copied()
+    }
+
+    #[cold]
+    pub(super) fn count_handler(&mut self, cpu: &mut Cpu, site: &OpSite) {
+        let linear = cpu.frame.page.wrapping_add(site.at.into());
+        let mut bytes = [0; MAX_LEN];
+        let len = usize::from(site.op.len);
+        if cpu.read_linear(cpu.view(), linear, &mut bytes[..len]).is_ok() {
+            let ins = Decoder::new(cpu.mode.code_bits.into(), &bytes[..len], DecoderOptions::NONE).decode();
+            *self.stats.by_mnemonic.entry(ins.mnemonic()).or_default() += 1;
+        }
+    }
+
+    /// Drops all translated code.
+    pub fn clear(&mut self, cpu: &mut Cpu) {
+        self.cache.reset();
+        self.sites.truncate(1);
+        self.units.clear();
+        self.pages.clear();
+        self.link = None;
+        cpu.tlb.jumps.clear();
+        self.stats.flushes += 1;
+    }
+
+    /// Runs guest code for a while: translated if it can be, else one block in the interpreter.
+    ///
+    /// # Safety
+    /// `cpu` is in a [`CpuBox`](super::frame::CpuBox).
+    pub unsafe fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
+        if !translatable(cpu) {
+            self.stats.interpreted += 1;
+            return step_block(cpu, blocks);
+        }
+        let rip = cpu.regs[RIP as usize];
+        if !super::super::access::canonical(rip) {
+            return Err(Exception::GP0);
+        }
+        let gpa = code_page(cpu, rip)? | rip & OFFSET;
+        self.void_changed(cpu);
+        let mode = mode_bits(cpu);
+        let Some(unit) = self.find(cpu, gpa, mode) else {
+            self.stats.interpreted += 1;
+            return step_block(cpu, blocks);
+        };
+        self.follow_link(rip, gpa, mode, unit);
+        self.prepare(cpu, rip, mode, unit);
+        self.stats.entries += 1;
+        let translator = std::ptr::from_mut(self);
+        cpu.frame.translator = translator.expose_provenance() as u64;
+        let cpu = std::ptr::from_mut(cpu);
+        // SAFETY: the caller's promise; the unit was found just now. Neither `self` nor the vCPU is used
+        // but through these pointers until it returns.
+        unsafe {
+            (*translator).stubs.enter(cpu, unit.indirect);
+            (*translator).left(&mut *cpu)
+        }
+    }
+
+    /// Translated code was left: brings RIP and RFLAGS up to date.
+    fn left(&mut self, cpu: &mut Cpu) -> Exec {
+        if let Some(exception) = self.exception.take() {
+            return Err(exception);
+        }
+        let page = cpu.frame.page;
+        match self.site(cpu.frame.site) {
+            Some(Site::Indirect) | None => {
+                self.stats.jump_misses += 1;
+                cpu.regs[RIP as usize] = cpu.frame.scratch[0];
+            }
+            Some(Site::Op(_)) => return Ok(()), // the handler did it
+            Some(Site::Link { patch, target, back }) => {
+                let rip = page | u64::from(target);
+                cpu.regs[RIP as usize] = rip;
+                if let Some(gpa) = cpu.tlb.code(cpu.cpl == 3, rip) {
+                    let gpa = gpa | u64::from(target);
+                    self.link = Some(Link { patch, back, target: rip, gpa, mode: mode_bits(cpu) });
+                }
+            }
+            Some(Site::Leave { at }) => {
+                self.stats.attentions += 1;
+                cpu.regs[RIP as usize] = page.wrapping_add(at.into());
+            }
+        }
+        debug_assert_eq!(SITE_INDIRECT, 0);
+        cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+        Ok(())
+    }
+
+    /// Patches the jump that translated code was left at, if this is where it goes.
+    fn follow_link(&mut self, rip: u64, gpa: u64, mode: u8, unit: Unit) {
+        let Some(link) = self.link.take() else { return };
+        if (link.target, link.gpa, link.mode) == (rip, gpa, mode) {
+            self.cache.patch_jump(link.patch, if link.back { unit.checked } else { unit.direct });
+            self.stats.links += 1;
+        }
+    }
+
+    /// Fills the frame for the unit at `rip`.
+    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit) {
+        let user = cpu.cpl == 3;
+        let context = if user { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() };
+        let private = !user && !cpu.tlb.code_is_global(user, rip);
+        cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
+        let frame = &mut cpu.frame;
+        frame.context = context;
+        frame.page = rip & !OFFSET;
+        frame.set_flags(cpu.rflags);
+        frame.attention = cpu.vm.vcpus[cpu.id as usize].attention_address();
+        let mut mask = u32::MAX;
+        if cpu.rflags & rflags::IF == 0 {
+            mask &= !(attention::INTERRUPT | attention::EXTINT);
+        }
+        if cpu.nmi_blocked {
+            mask &= !attention::NMI;
+        }
+        frame.attention_mask = mask.into();
+        cpu.leave_block = false;
+    }
+
+    /// Drops the code of pages that have been written.
+    fn void_changed(&mut self, cpu: &mut Cpu) {
+        let changes = mem::code_changes();
+        if changes == self.seen {
+            return;
+        }
+        self.seen = changes;
+        let ram = cpu.vm.ram.clone();
+        let stale = |gpa: u64, page: &Page| ram.page(gpa).is_none_or(|p| p.state.version() != page.version);
+        let units = &mut self.units;
+        let mut dropped = 0;
+        self.pages.retain(|&gpa, page| {
+            let drop = stale(gpa, page);
+            if drop {
+                page.units.iter().for_each(|key| {
+                    units.remove(key);
+                });
+                dropped += 1;
+            }
+            !drop
+        });
+        if dropped > 0 {
+            cpu.tlb.jumps.clear();
+            self.link = None;
+            self.stats.voided += dropped;
+        }
+    }
+
+    /// The unit at `gpa`, translated if need be. `None` if it must be interpreted.
+    fn find(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
+        match self.units.get(&Key::new(gpa, mode)) {
+            Some(unit) => Some(*unit),
+            None => self.translate(cpu, gpa, mode),
+        }
+    }
+
+    #[cold]
+    fn translate(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
+        let start = Clock::ticks();
+        if self.cache.room() < ROOM || self.sites.len() > MAX_SITES {
+            self.clear(cpu);
+        }
+        let vm = cpu.vm.clone();
+        let page = vm.ram.page(gpa)?;
+        let (version, fresh) = page.state.mark_code();
+        let keep = vm.settle_code(cpu.id, fresh);
+        if fresh {
+            cpu.tlb.protect_writes();
+        }
+        if !keep {
+            return None;
+        }
+        let mut bytes = [0u8; PAGE_SIZE as usize];
+        for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
+            // SAFETY: within the page.
+            let word: u64 = unsafe { HostInt::load(page.host.add(8 * i)) };
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let unit = self.translate_bytes(cpu, &bytes, (gpa & OFFSET) as u32, mode)?;
+        let key = Key::new(gpa, mode);
+        let known = self.pages.entry(gpa & !OFFSET).or_insert(Page { version, units: Vec::new() });
+        known.units.push(key);
+        if known.version != version {
+            // Written in between: noticed at the next look at the changes.
+            self.seen = self.seen.wrapping_sub(1);
+        }
+        self.units.insert(key, unit);
+        self.stats.units += 1;
+        self.stats.translation_ticks += Clock::ticks() - start;
+        Some(unit)
+    }
+
+    fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: u8) -> Option<Unit> {
+        let (mut insns, end) = self.decode_run(cpu, page, at, mode);
+        if insns.is_empty() {
+            return None;
+        }
+        let lockstep = self.lockstep;
+        let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at) };
+        liveness(&mut insns, &live_at);
+        let place = Place { stubs: &self.stubs, view: cpu.view() };
+        let (code, unit) = build(&insns, end, self.cache.cursor(), &place, &mut self.sites);
+        self.cache.append(&code)?;
+        self.stats.instructions += insns.len() as u64;
+        self.stats.code_bytes += code.len() as u64;
+        Some(unit)
+    }
+
+    /// Decodes up to an unconditional jump, the end of the page, or what does not decode.
+    fn decode_run(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: u8) -> (Vec<Insn>, End) {
+        let features = features_of(mode);
+        let mut insns: Vec<Insn> = Vec::with_capacity(MAX_INSNS);
+        let mut at = at as usize;
+        while insns.len() < MAX_INSNS && at < page.len() {
+            let bytes = &page[at..page.len().min(at + MAX_LEN)];
+            let Ok(Some(insn)) = decode(bytes, at as u32, &cpu.mode, features, &mut self.factory) else {
+                return (insns, End::Interpret);
+            };
+            if self.lockstep && insn.class == Class::Handler {
+                return (insns, End::Interpret);
+            }
+            at += insn.len() as usize;
+            let ends = insn.op.has(flag::ENDS_BLOCK) && insn.class != Class::Branch;
+            insns.push(insn);
+            if ends {
+                break;
+            }
+        }
+        (insns, End::Cut)
+    }
+}
+
+/// Arithmetic flags that may be read at an offset of a page before they are written.
+fn look_ahead(page: &[u8], at: u32) -> u32 {
+    let mut live = ARITHMETIC;
+    let mut decoder = Decoder::new(64, &page[at as usize..], DecoderOptions::NONE);
+    for _ in 0..LOOK_AHEAD {
+        let ins = decoder.decode();
+        let kills = ins.rflags_modified() & ARITHMETIC;
+        if ins.is_invalid() || ins.rflags_read() & live != 0 || ins.flow_control() != FlowControl::Next {
+            return live;
+        }
+        if kills != 0 && super::insn::surely_writes(&ins) {
+            live &= !kills;
+        }
+        if live == 0 {
+            break;
+        }
+    }
+    live
+}
+
+/// What of the mode translation depends on.
+fn mode_bits(cpu: &Cpu) -> u8 {
+    let sse = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
+    let avx = sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.fpu.xcr0 & 6 == 6;
+    // Unmasked exceptions would be the host's.
+    let masked = cpu.fpu.mxcsr & 0x1f80 == 0x1f80;
+    cpu.view() as u8 | u8::from(sse && masked) << 2 | u8::from(avx && masked) << 3
+}
+
+fn features_of(mode: u8) -> Features {
+    Features { sse: mode & 4 != 0, avx: mode & 8 != 0 }
+}
+
+/// Whether nothing is going on that only the interpreter knows.
+fn translatable(cpu: &Cpu) -> bool {
+    cpu.mode.long64
+        && !cpu.mode.align_check
+        && !cpu.interrupt_shadow
+        && cpu.rflags & rflags::TF == 0
+        && cpu.dr[7] & 0xff == 0
+}
