@@ -7,6 +7,7 @@ use std::time::Duration;
 use engine::{Error, Msi, VmConfig};
 use mem::GuestRam;
 
+use crate::Tier;
 use crate::clock::Clock;
 use crate::x86::cpuid::Cpuid;
 use crate::x86::lapic::{Message, SharedLapic};
@@ -27,6 +28,8 @@ pub mod attention {
     pub const STOP: u32 = 1 << 5;
     /// A page became code: writable TLB entries are out of date.
     pub const CODE: u32 = 1 << 6;
+    /// The APIC timer's deadline passed.
+    pub const TIMER: u32 = 1 << 7;
 }
 
 /// One vCPU as the others, and the devices' threads, see it.
@@ -38,6 +41,8 @@ pub struct Mailbox {
     /// The latest code epoch whose protection this vCPU carried out; `u64::MAX` while it is parked and
     /// writes nothing.
     code_epoch: AtomicU64,
+    /// When the APIC timer fires, while the vCPU runs translated code, which does not look at the clock.
+    pub deadline: AtomicU64,
     /// The part of its local APIC that others reach.
     pub lapic: SharedLapic,
     sleep: Mutex<()>,
@@ -50,6 +55,7 @@ impl Mailbox {
             attention: AtomicU32::new(0),
             sipi_vector: AtomicU32::new(0),
             code_epoch: AtomicU64::new(u64::MAX),
+            deadline: AtomicU64::new(u64::MAX),
             lapic: SharedLapic::new(id),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -194,13 +200,17 @@ impl Shared {
 /// A VM of the software engine.
 pub struct SoftVm {
     shared: Arc<Shared>,
+    tier: Tier,
     created: Mutex<Vec<bool>>,
 }
 
 impl SoftVm {
-    pub(crate) fn new(config: &VmConfig, ram: GuestRam) -> Result<SoftVm, Error> {
+    pub(crate) fn new(config: &VmConfig, ram: GuestRam, tier: Tier) -> Result<SoftVm, Error> {
         let shared = Arc::new(Shared::new(config, ram)?);
-        Ok(SoftVm { shared, created: Mutex::new(vec![false; config.cpus as usize]) })
+        if tier != Tier::Interpreter {
+            crate::ticker::start(&shared);
+        }
+        Ok(SoftVm { shared, tier, created: Mutex::new(vec![false; config.cpus as usize]) })
     }
 }
 
@@ -214,7 +224,7 @@ impl engine::Vm for SoftVm {
                 return Err(Error::Unsupported { engine: "soft", what });
             }
         }
-        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone())))
+        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone(), self.tier)?))
     }
 
     fn send_msi(&self, msi: Msi) {

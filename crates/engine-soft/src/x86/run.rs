@@ -21,8 +21,13 @@ use crate::vm::attention;
 /// The timer is looked at every so many blocks; some microseconds.
 const TIMER_BLOCKS: u32 = 128;
 
-/// Runs guest code until there is a reason to stop.
+/// Interprets guest code until there is a reason to stop.
 pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
+    run_by(cpu, |cpu| step_block(cpu, blocks))
+}
+
+/// Runs guest code by `step`, which goes some way on with it, until there is a reason to stop.
+pub fn run_by(cpu: &mut Cpu, mut step: impl FnMut(&mut Cpu) -> Exec) -> Exit {
     let vm = cpu.vm.clone();
     let mailbox = &vm.vcpus[cpu.id as usize];
     renew_translations(cpu);
@@ -44,7 +49,7 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
                 Attend::Leave(exit) => break exit,
             }
         }
-        if let Err(exception) = step_block(cpu, blocks)
+        if let Err(exception) = step(cpu)
             && cpu.deliver(Event::Exception(exception)).is_err()
         {
             break Exit::Shutdown;
@@ -242,6 +247,9 @@ fn attend(cpu: &mut Cpu) -> Attend {
     }
     if mailbox.take(attention::CODE) != 0 {
         renew_translations(cpu);
+    }
+    if mailbox.take(attention::TIMER) != 0 {
+        cpu.check_timer();
     }
     if mailbox.take(attention::INIT) != 0 {
         mailbox.take(attention::SIPI);

@@ -9,7 +9,7 @@ use super::super::fast::FAST_ENTRIES;
 use super::super::op::{RIP, flag};
 use super::frame::Frame;
 use super::site::{OpSite, Site};
-use super::translator::Translator;
+use super::translator::{Translator, mode_bits};
 use engine::x86::bits::rflags;
 
 /// Leave translated code.
@@ -79,7 +79,10 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
     if translator.profile {
         translator.count_handler(cpu, &op);
     }
-    run_op(cpu, translator, &op)
+    let mode = mode_bits(cpu);
+    let next = run_op(cpu, translator, &op);
+    Translator::publish_deadline(cpu);
+    if mode_bits(cpu) == mode { next } else { LEAVE }
 }
 
 /// Runs the handler as the interpreter's loop does.

@@ -41,3 +41,6 @@ pub mod stats;
 pub mod stubs;
 pub mod translator;
 pub mod vector;
+
+#[cfg(test)]
+mod tests;

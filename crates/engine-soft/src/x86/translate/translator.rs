@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // enters translated code, reads code bytes out of guest memory
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use engine::Error;
 use engine::x86::bits::{cr0, cr4, rflags};
@@ -102,7 +103,7 @@ pub struct Translator {
 
 impl Translator {
     /// A translator with an empty code cache.
-    pub fn new() -> Result<Translator, Error> {
+    pub fn new(lockstep: bool) -> Result<Translator, Error> {
         let mut cache = CodeCache::new()?;
         let avx = std::arch::is_x86_feature_detected!("avx");
         let stubs = Stubs::install(&mut cache, helpers::miss, helpers::run, avx)?;
@@ -118,7 +119,7 @@ impl Translator {
             factory: InstructionInfoFactory::new(),
             profile: std::env::var_os("OSPITE_PROFILE").is_some(),
             stats: Stats::default(),
-            lockstep: false,
+            lockstep,
         })
     }
 
@@ -241,6 +242,14 @@ impl Translator {
         }
         frame.attention_mask = mask.into();
         cpu.leave_block = false;
+        cpu.debug_shadow = false;
+        Translator::publish_deadline(cpu);
+    }
+
+    /// Lets the ticker know when the APIC timer is due.
+    pub(super) fn publish_deadline(cpu: &Cpu) {
+        let deadline = cpu.lapic.deadline().unwrap_or(u64::MAX);
+        cpu.vm.vcpus[cpu.id as usize].deadline.store(deadline, Ordering::Relaxed);
     }
 
     /// Drops the code of pages that have been written.
@@ -376,7 +385,7 @@ fn look_ahead(page: &[u8], at: u32) -> u32 {
 }
 
 /// What of the mode translation depends on.
-fn mode_bits(cpu: &Cpu) -> u8 {
+pub(super) fn mode_bits(cpu: &Cpu) -> u8 {
     let sse = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
     let avx = sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.fpu.xcr0 & 6 == 6;
     // Unmasked exceptions would be the host's.
@@ -393,6 +402,5 @@ fn translatable(cpu: &Cpu) -> bool {
     cpu.mode.long64
         && !cpu.mode.align_check
         && !cpu.interrupt_shadow
-        && cpu.rflags & rflags::TF == 0
-        && cpu.dr[7] & 0xff == 0
+        && !cpu.watched()
 }
