@@ -16,10 +16,10 @@ use clap::Parser;
 
 /// Compare ospite's software engine with the metal and with QEMU's translator.
 #[derive(Parser)]
-#[command(after_help = "Example:\n  ospite-bench --cache .cache --rounds 3")]
+#[command(after_help = "Example:\n  ospite-bench --rounds 3")]
 struct Args {
-    /// Folder with vmlinuz-cloud, busybox.cpio.gz and busybox, as tools/guest-kernels.sh makes it.
-    #[arg(long, default_value = ".cache")]
+    /// Folder with cloud/vmlinuz, busybox.cpio.gz and busybox, as tools/guest-kernels.sh makes it.
+    #[arg(long, default_value = ".cache/guests")]
     cache: PathBuf,
     /// The ospite program.
     #[arg(long, default_value = "target/release/ospite")]
@@ -111,7 +111,7 @@ impl Guest {
         initrd.resize(initrd.len().next_multiple_of(4), 0);
         initrd.extend(cpio::with_file(SCRIPT, script.as_bytes()));
         let guest = Guest {
-            kernel: args.cache.join("vmlinuz-cloud"),
+            kernel: args.cache.join("cloud/vmlinuz"),
             initrd: args.cache.join("bench.cpio"),
             busybox: args.cache.join("busybox"),
             script: args.cache.join(SCRIPT),
