@@ -21,7 +21,7 @@ pub mod op;
 pub mod pvclock;
 pub mod run;
 pub mod state;
-#[cfg(test)]
+#[doc(hidden)] // for this crate's tests, those in `tests/` too
 pub mod testing;
 pub mod tlb;
 pub mod walk;
