@@ -8,10 +8,12 @@
 mod host;
 mod page_log;
 mod ram;
+mod vectored;
 
 pub use host::HostInt;
 pub use page_log::{PageLog, PageState};
 pub use ram::{Error, GuestRam, Page, RamRange};
+pub use vectored::{read_vectored_at, write_vectored_at};
 pub use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Size of a guest page in bytes, the grain of the page log.

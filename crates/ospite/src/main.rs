@@ -1,2 +1,42 @@
-//! The command line.
-fn main() {}
+//! The command line: parse, call, print, attach the console.
+
+use std::panic::catch_unwind;
+
+use clap::Parser;
+
+mod cli;
+mod completions;
+mod console;
+mod doctor;
+mod exit;
+mod failure;
+mod logger;
+mod man;
+mod output;
+mod run;
+mod signals;
+
+use cli::{Cli, Command};
+use failure::Failure;
+
+fn main() {
+    console::terminal::restore_on_panic();
+    let cli = Cli::parse();
+    logger::start(cli.verbose);
+    let outcome = catch_unwind(|| dispatch(cli.command));
+    let code = match outcome {
+        Ok(Ok(code)) => code,
+        Ok(Err(failure)) => failure.tell(),
+        Err(_) => exit::Code::Internal, // the panic has said what it was
+    };
+    std::process::exit(code.number());
+}
+
+fn dispatch(command: Command) -> Result<exit::Code, Failure> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => man::man(&args),
+    }
+}

@@ -396,6 +396,17 @@ impl Cpu {
         }
     }
 
+    /// Host address for a read at a linear address that stays in its page, after all checks; `None` if it
+    /// is not RAM.
+    pub fn host_for_read(&mut self, linear: u64) -> Exec<Option<*const u8>> {
+        let view = self.view();
+        if let Some(host) = self.tlb.read(view, linear) {
+            return Ok(Some(host));
+        }
+        let walked = self.translate(view, linear, Intent::Read)?;
+        Ok(self.fill_data(view, linear, &walked, false).map(|host| host.cast_const()))
+    }
+
     /// Host address for a locked 16-byte exchange (`CMPXCHG16B`) at an aligned linear address, after all
     /// checks for writing; `None` if it is not RAM. The caller logs its store by `note_exchange`.
     pub fn host_for_exchange(&mut self, linear: u64) -> Exec<Option<*mut u8>> {

@@ -65,6 +65,14 @@ const ECX_EXT: u32 = 1 | 1 << 5 | 1 << 7 | 1 << 8;
 /// Leaf 0x80000001 EDX: SYSCALL, NX, page1GB, RDTSCP, LM.
 const EDX_EXT: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 
+/// Leaf 0x80000008 EBX: XSAVE keeps the x87 pointers, as on the host; not open to speculative store bypass.
+const XSAVE_ERR_PTR: u32 = 1 << 2;
+const SSB_NO: u32 = 1 << 26;
+/// Leaf 0x80000021 EAX: LFENCE serializes, null selectors clear the base, automatic IBRS, no SRSO. Guest
+/// branches go through the engine, not through the host's predictor as the guest trained it, so
+/// the guest may do without its costlier defences.
+const EAX_EXT_21: u32 = 1 << 2 | 1 << 6 | 1 << 8 | 1 << 29;
+
 const HYPERVISOR: u32 = 0x4000_0000;
 /// CLOCKSOURCE2, NOP_IO_DELAY, PV_UNHALT off, CLOCKSOURCE_STABLE, MSI_EXT_DEST_ID.
 const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 15 | 1 << 24;
@@ -218,7 +226,7 @@ impl Cpuid {
     }
 
     fn extended(&self, cpu: &Cpu, leaf: u32) -> Leaf {
-        let last = host(0x8000_0000, 0)[0].min(0x8000_001f);
+        let last = if self.intel { 0x8000_0008 } else { 0x8000_0021 };
         if leaf > last {
             return self.basic(cpu, self.max_basic(), 0);
         }
@@ -240,11 +248,13 @@ impl Cpuid {
             0x8000_0007 => [0, 0, 0, 1 << 8], // invariant TSC
             0x8000_0008 => {
                 let ids = self.cpus.next_power_of_two().trailing_zeros() << 12 | (self.cpus - 1) & 0xff;
-                // CLZERO off, XSAVEERPTR as the host saves x87 pointers.
-                [self.physical_bits | 48 << 8, h[1] & 1 << 2, if self.intel { 0 } else { ids }, 0]
+                if self.intel {
+                    return [self.physical_bits | 48 << 8, 0, 0, 0];
+                }
+                [self.physical_bits | 48 << 8, h[1] & XSAVE_ERR_PTR | SSB_NO, ids, 0]
             }
             0x8000_001e if !self.intel => [cpu.id, cpu.id & 0xff, 0, 0],
-            0x8000_0021 if !self.intel => [h[0] & (1 << 2 | 1 << 6), 0, 0, 0],
+            0x8000_0021.. if !self.intel => [if leaf == 0x8000_0021 { EAX_EXT_21 } else { 0 }, 0, 0, 0],
             _ => [0; 4],
         }
     }

@@ -321,7 +321,7 @@ impl Cpu {
     }
 
     fn write_efer(&mut self, value: u64) -> Exec {
-        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::FFXSR;
+        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::FFXSR | efer::AUTOIBRS;
         let toggles_long = (value ^ self.efer) & efer::LME != 0;
         if value & !known != 0 || (toggles_long && self.cr0 & cr0::PG != 0) {
             return Err(Exception::GP0);

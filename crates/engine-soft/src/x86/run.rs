@@ -62,8 +62,7 @@ pub(super) fn step_block(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
     cpu.code_breakpoint(at)?;
     let gpa = code_page(cpu, at)? | at & (PAGE_SIZE - 1);
     let key = Key::new(gpa, &cpu.mode);
-    let vm = cpu.vm.clone();
-    let version = vm.ram.page(gpa).map_or(0, |page| page.state.version());
+    let version = cpu.vm.ram.page(gpa).map_or(0, |page| page.state.version());
     if let Some(block) = blocks.find(key, version)
         && within_limit(cpu, block.len)
     {

@@ -21,6 +21,9 @@ mod string_bulk;
 use super::decode::Lower;
 use super::op::{Handler, Op};
 
+mod vector;
+mod xsave;
+
 type Family = fn(&Lower<'_>, &mut Op) -> Option<Handler>;
 
 /// The families, the most frequent first.
@@ -35,6 +38,8 @@ const FAMILIES: &[Family] = &[
     string::lower,
     misc::lower,
     bcd::lower,
+    xsave::lower,
+    vector::lower,
 ];
 
 /// Chooses the handler of an instruction and completes its `op`.

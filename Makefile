@@ -1,0 +1,38 @@
+# What the house can do. `make` alone lists it.
+# Needs a Rust toolchain (rustup.rs); everything else comes through apt when it is missing.
+
+CARGO ?= cargo
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test unit-test guest-test lint bench install
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: prepare ## Boot a Debian 12 in a VM of yours; without a terminal: boot, look around, power off
+	tools/demo.sh
+
+build: prepare ## The program: target/release/ospite
+	$(CARGO) build --release --locked
+
+test: lint build unit-test guest-test ## Everything that CI runs
+
+unit-test: prepare ## The tests of the crates; seconds once built
+	$(CARGO) test --workspace --locked
+
+guest-test: prepare ## Boots kernels and a Debian and talks to them; minutes
+	$(CARGO) test --locked --package guest-tests -- --ignored --test-threads=1
+
+lint: prepare ## Format, clippy, arrows of the house plan, licences, shell scripts
+	tools/lint.sh
+
+bench: prepare ## How fast guests are, beside the metal and QEMU's translator in the same run
+	tools/bench.sh
+
+install: build ## Into PREFIX (/usr/local): the program, man pages, completions
+	tools/install.sh
+
+.PHONY: prepare
+prepare:
+	@tools/prepare.sh

@@ -1,0 +1,62 @@
+//! Which other files an image may name.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use imago::file::File;
+use imago::format::gate::ImplicitOpenGate;
+use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+
+use crate::file;
+
+/// How many images may be stacked on each other by backing files.
+pub const MAX_BACKING: u32 = 32;
+
+/// Lets in files of one folder, read-only, to a certain depth.
+#[derive(Clone)]
+pub(crate) struct FolderGate {
+    folder: PathBuf,
+    depth: u32,
+}
+
+impl FolderGate {
+    /// A gate for an image that lies at `image`.
+    pub(crate) fn around(image: &Path) -> io::Result<FolderGate> {
+        let image = image.canonicalize()?;
+        let folder = image.parent().unwrap_or(Path::new("/")).to_path_buf();
+        Ok(FolderGate { folder, depth: 0 })
+    }
+}
+
+fn refused(what: impl Display) -> io::Error {
+    io::Error::new(ErrorKind::PermissionDenied, what.to_string())
+}
+
+impl ImplicitOpenGate<File> for FolderGate {
+    fn open_format<F: FormatDriverBuilder<File>>(&mut self, builder: F) -> io::Result<FormatAccess<File>> {
+        let deeper = FolderGate { folder: self.folder.clone(), depth: self.depth + 1 };
+        if deeper.depth > MAX_BACKING {
+            return Err(refused(format!("more than {MAX_BACKING} backing files, or one that backs itself")));
+        }
+        Ok(FormatAccess::new(builder.write(false).open(deeper)?))
+    }
+
+    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<File> {
+        let Some(named) = options.get_filename().map(Path::to_path_buf) else {
+            return File::open(options);
+        };
+        let path = named
+            .canonicalize()
+            .map_err(|e| io::Error::new(e.kind(), format!("it needs {}: {e}", named.display())))?;
+        if !path.starts_with(&self.folder) {
+            return Err(refused(format!(
+                "it names {}, which is outside of its folder {}; move both into one folder and see: qemu-img rebase -u",
+                named.display(),
+                self.folder.display(),
+            )));
+        }
+        let file = file::open(&path, true).map_err(refused)?;
+        File::from_open_file(file, StorageOpenOptions::new().filename(&path).write(false))
+    }
+}

@@ -1,0 +1,154 @@
+//! Build, reset, flush.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use chipset::{PowerEvent, PowerSink, SerialInput};
+use device::{Bus, MsiSink, Timers};
+use engine::{CpuIo, Engine, Vcpu, VmConfig};
+use mem::GuestRam;
+
+use crate::chipset::{Chipset, Wiring, lock};
+use crate::devices::Devices;
+use crate::firmware::Firmware;
+use crate::io::{BoardIo, ToEngine};
+use crate::{Error, HostIo, VmSpec, entry, memory};
+
+/// APIC ids of vCPUs and I/O APIC fit eight bits, and 255 means all.
+const MAX_CPUS: u32 = 254;
+/// How long the last words of the guest's serial line may take.
+const SERIAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A machine of the `pc` board, wired and ready to run.
+///
+/// Its vCPUs are taken out ([`Machine::take_vcpus`]) and run elsewhere; whoever resets, saves or
+/// restores the machine has stopped them and lends them for it.
+pub struct Machine {
+    pub(crate) spec: VmSpec,
+    pub(crate) engine: &'static str,
+    pub(crate) ram: GuestRam,
+    pub(crate) firmware: Firmware,
+    pub(crate) chipset: Chipset,
+    pub(crate) devices: Devices,
+    io: Arc<BoardIo>,
+    vcpus: Vec<Box<dyn Vcpu>>,
+    events: Option<Receiver<PowerEvent>>,
+    serial: SerialInput,
+    /// Keeps the timer thread; the devices' timers are its.
+    _timers: Timers,
+}
+
+impl Machine {
+    /// Builds the machine that `spec` asks for. When it returns, the kernel is in memory and vCPU 0 at
+    /// its entry.
+    pub fn build(spec: &VmSpec, engine: &dyn Engine, host: HostIo) -> Result<Machine, Error> {
+        if !(1..=MAX_CPUS).contains(&spec.cpus) {
+            return Err(Error::Cpus { cpus: spec.cpus, most: MAX_CPUS });
+        }
+        // The files first: their errors are the most likely ones and cost nothing.
+        let firmware = Firmware::open(&spec.boot, spec.cpus)?;
+        let ram = memory::map(spec.memory)?;
+        let vm = engine.create_vm(&VmConfig { cpus: spec.cpus }, ram.clone())?;
+        let vcpus = (0..spec.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
+        let timers =
+            Timers::start().map_err(|source| Error::Thread { what: "the machine's timers", source })?;
+        let (power, events) = power_sink();
+        let msi: Arc<dyn MsiSink> = Arc::new(ToEngine(vm.clone()));
+        let chipset = Chipset::new(Wiring {
+            vm,
+            msi: msi.clone(),
+            power,
+            timers: &timers,
+            serial_out: host.serial_out,
+            memory: memory::sizes(&ram),
+            cpus: spec.cpus,
+            ioapic_id: firmware.ioapic_id(),
+        })?;
+        let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        chipset.attach(&ports, &mmio)?;
+        let devices = Devices::new(&ports, &mmio)?;
+        let io = BoardIo { ports, mmio, pic: chipset.pic.clone(), ioapic: chipset.ioapic.clone() };
+        let serial = lock(&chipset.com1).input();
+        let mut machine = Machine {
+            spec: spec.clone(),
+            engine: engine.name(),
+            ram,
+            firmware,
+            chipset,
+            devices,
+            io: Arc::new(io),
+            vcpus,
+            events: Some(events),
+            serial,
+            _timers: timers,
+        };
+        let mut vcpus = machine.take_vcpus();
+        machine.start(&mut vcpus)?;
+        machine.vcpus = vcpus;
+        Ok(machine)
+    }
+
+    /// Loads the kernel and puts vCPU 0, fresh from reset, at its entry.
+    fn start(&self, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Error> {
+        let kernel_entry = self.firmware.load(&self.ram)?;
+        if let Some(first) = vcpus.iter_mut().find(|vcpu| vcpu.id() == 0) {
+            let state = entry::at_entry(first.save()?, &kernel_entry)?;
+            first.restore(&state)?;
+        }
+        Ok(())
+    }
+
+    /// The vCPUs, once: vCPU 0 at the kernel's entry, the others waiting for it to start them.
+    pub fn take_vcpus(&mut self) -> Vec<Box<dyn Vcpu>> {
+        std::mem::take(&mut self.vcpus)
+    }
+
+    /// What the guest says about its power, once. A second call gets a receiver that hears nothing.
+    pub fn take_events(&mut self) -> Receiver<PowerEvent> {
+        self.events.take().unwrap_or_else(|| mpsc::channel().1)
+    }
+
+    /// Where the vCPUs' accesses go.
+    pub fn io(&self) -> Arc<dyn CpuIo> {
+        self.io.clone()
+    }
+
+    /// The keyboard of COM1.
+    pub fn serial(&self) -> SerialInput {
+        self.serial.clone()
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Presses the power button; a guest that knows ACPI shuts down.
+    pub fn press_power_button(&self) {
+        lock(&self.chipset.acpi_pm).press_power_button();
+    }
+
+    /// Back to power-on, with the kernel loaded anew: all devices, then all vCPUs. None of them runs.
+    pub fn reset(&mut self, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Error> {
+        self.chipset.reset();
+        self.devices.reset()?;
+        // The vCPUs come last: whatever interrupts the devices' last lines were is gone with their APICs.
+        vcpus.iter_mut().try_for_each(|vcpu| vcpu.reset())?;
+        self.start(vcpus)
+    }
+
+    /// Makes what the guest wrote durable, and lets the serial line finish.
+    pub fn flush(&self) -> Result<(), Error> {
+        lock(&self.chipset.com1).flush(SERIAL_PATIENCE);
+        self.devices.flush()
+    }
+}
+
+fn power_sink() -> (PowerSink, Receiver<PowerEvent>) {
+    let (tx, rx) = mpsc::channel();
+    let sink = move |event| {
+        let _ = tx.send(event); // nobody listens any more: the machine is ending
+    };
+    (Arc::new(sink), rx)
+}

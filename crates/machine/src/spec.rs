@@ -1,0 +1,55 @@
+//! What a machine is asked to be.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A virtual machine as its user asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// A name for messages and windows.
+    pub name: String,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// What to start.
+    pub boot: BootSpec,
+    /// Number of network cards.
+    pub nets: u32,
+}
+
+/// A disk of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The image or device.
+    pub path: PathBuf,
+    /// Its format; told by content where absent.
+    pub format: Option<disk::Format>,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Serial number that the guest sees.
+    pub serial: Option<String>,
+}
+
+/// What a machine starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootSpec {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// Where the machine's lines end in the host.
+pub struct HostIo {
+    /// COM1.
+    pub serial_out: Box<dyn Write + Send>,
+    /// The virtio console's port; without it there is no virtio console.
+    pub console_out: Option<Box<dyn Write + Send>>,
+}

@@ -1,0 +1,54 @@
+//! The saved state of a whole machine.
+
+use engine::{CpuState, Vcpu};
+use serde::{Deserialize, Serialize};
+
+use crate::{ChipsetState, Error, Machine, PciState};
+
+/// Everything a guest can observe of its machine, except the contents of its memory, which are saved
+/// page by page through [`Machine::ram`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// Bytes of RAM, so that a state is not restored into another machine.
+    pub memory: u64,
+    /// The vCPUs in the order of their ids.
+    pub cpus: Vec<CpuState>,
+    /// The chipset.
+    pub chipset: ChipsetState,
+    /// The PCI devices.
+    pub pci: PciState,
+}
+
+impl Machine {
+    /// Saves everything but memory. None of the vCPUs runs.
+    pub fn save(&self, vcpus: &[Box<dyn Vcpu>]) -> Result<MachineState, Error> {
+        Ok(MachineState {
+            memory: self.ram.size(),
+            cpus: vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<_, _>>()?,
+            chipset: self.chipset.save(),
+            pci: self.devices.save(),
+        })
+    }
+
+    /// Takes a state on, memory being restored already. None of the vCPUs runs.
+    ///
+    /// After an error some parts have the new state and some have none: reset or drop the machine.
+    pub fn restore(&mut self, state: MachineState, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Error> {
+        let MachineState { memory, cpus, chipset, pci } = state;
+        same("bytes of memory", memory, self.ram.size())?;
+        same("vCPUs", cpus.len() as u64, vcpus.len() as u64)?;
+        self.chipset.reset();
+        let controllers = self.chipset.restore(chipset)?;
+        self.devices.restore(pci)?;
+        self.chipset.restore_controllers(controllers)?;
+        // Last, so that whatever the devices' lines did on the way is not in the local APICs.
+        for (vcpu, cpu) in vcpus.iter_mut().zip(&cpus) {
+            vcpu.restore(cpu)?;
+        }
+        Ok(())
+    }
+}
+
+fn same(what: &'static str, saved: u64, here: u64) -> Result<(), Error> {
+    if saved == here { Ok(()) } else { Err(Error::OtherMachine { what, saved, here }) }
+}

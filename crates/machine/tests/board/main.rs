@@ -1,0 +1,284 @@
+//! The board, driven through a vCPU's accesses.
+
+mod fake;
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine::{CpuIo, CpuState, Vcpu};
+use fake::FakeEngine;
+use machine::{BootSpec, Error, HostIo, Machine, MachineState, PowerEvent, VmSpec};
+use mem::{Bytes, GuestAddress};
+
+/// Where the test kernel asks to be loaded.
+const LOAD: u32 = 0x10_0000;
+const CODE: &[u8] = b"\xfa\xf4"; // CLI, HLT
+
+/// A multiboot kernel: the header and two instructions.
+fn multiboot_kernel() -> Vec<u8> {
+    let (magic, flags) = (0x1bad_b002u32, 1u32 << 16);
+    let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+    let entry = LOAD + 32;
+    let header = [magic, flags, checksum, LOAD, LOAD, 0, 0, entry];
+    header.iter().flat_map(|word| word.to_le_bytes()).chain(CODE.iter().copied()).collect()
+}
+
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Bench {
+    machine: Machine,
+    vcpus: Vec<Box<dyn Vcpu>>,
+    engine: FakeEngine,
+    screen: Screen,
+    _dir: tempfile::TempDir,
+}
+
+fn spec(dir: &tempfile::TempDir) -> VmSpec {
+    let kernel = dir.path().join("kernel");
+    std::fs::write(&kernel, multiboot_kernel()).unwrap();
+    VmSpec {
+        name: "test".into(),
+        cpus: 2,
+        memory: 64 << 20,
+        disks: Vec::new(),
+        boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
+        nets: 0,
+    }
+}
+
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, screen) = (FakeEngine::default(), Screen::default());
+    let host = HostIo { serial_out: Box::new(screen.clone()), console_out: None };
+    let mut machine = Machine::build(&spec(&dir), &engine, host).unwrap();
+    let vcpus = machine.take_vcpus();
+    Bench { machine, vcpus, engine, screen, _dir: dir }
+}
+
+impl Bench {
+    /// The guest does this on vCPU 0.
+    fn guest(&mut self, script: impl FnOnce(&dyn CpuIo) + Send + 'static) {
+        self.engine.wires.script(script);
+        let io = self.machine.io();
+        self.vcpus[0].run(&*io).unwrap();
+    }
+}
+
+fn outb(io: &dyn CpuIo, port: u16, value: u8) {
+    io.port_write(port, &[value]);
+}
+
+fn inb(io: &dyn CpuIo, port: u16) -> u8 {
+    let mut byte = [0];
+    io.port_read(port, &mut byte);
+    byte[0]
+}
+
+fn read32(io: &dyn CpuIo, gpa: u64) -> u32 {
+    let mut data = [0; 4];
+    io.mmio_read(gpa, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn route(io: &dyn CpuIo, pin: u8, entry: u64) {
+    for (index, value) in [(0x11 + 2 * pin, (entry >> 32) as u32), (0x10 + 2 * pin, entry as u32)] {
+        io.mmio_write(0xfec0_0000, &u32::from(index).to_le_bytes());
+        io.mmio_write(0xfec0_0010, &value.to_le_bytes());
+    }
+}
+
+#[test]
+fn vcpu_0_starts_at_the_kernels_entry_and_the_others_wait() {
+    let b = bench();
+    let CpuState::X86(cpu) = b.vcpus[0].save().unwrap() else { unreachable!() };
+    assert_eq!(cpu.rip, u64::from(LOAD) + 32);
+    assert_eq!(cpu.gpr[0], 0x2bad_b002, "multiboot's magic number in EAX");
+    assert_eq!((cpu.cr0 & 0x8000_0001, cpu.cr4), (1, 0), "protected mode without paging");
+    assert_eq!(cpu.segments[1].limit, u32::MAX);
+    assert!(cpu.msrs.contains(&(0xc000_0080, 0)) && cpu.msrs.is_sorted());
+    let CpuState::X86(other) = b.vcpus[1].save().unwrap() else { unreachable!() };
+    assert_eq!(other.rip, 0xfff0);
+    let mut code = [0; 2];
+    b.machine.ram().read_slice(&mut code, GuestAddress(cpu.rip)).unwrap();
+    assert_eq!(code, CODE);
+    let mut rsdp = [0; 8];
+    b.machine.ram().read_slice(&mut rsdp, GuestAddress(0xe0000)).unwrap();
+    assert_eq!(&rsdp, b"RSD PTR ");
+}
+
+#[test]
+fn the_guest_prints_and_reads_on_com1() {
+    let mut b = bench();
+    b.machine.serial().send(b"!");
+    b.guest(|io| {
+        b"hello".iter().for_each(|&byte| outb(io, 0x3f8, byte));
+        let start = Instant::now();
+        while inb(io, 0x3fd) & 1 == 0 {
+            assert!(start.elapsed() < Duration::from_secs(5));
+        }
+        let typed = inb(io, 0x3f8);
+        outb(io, 0x3f8, typed);
+    });
+    b.machine.flush().unwrap();
+    assert_eq!(*b.screen.0.lock().unwrap(), b"hello!");
+}
+
+#[test]
+fn power_off_reset_and_debug_exit_reach_the_outside() {
+    let mut b = bench();
+    let events = b.machine.take_events();
+    b.guest(|io| {
+        io.port_write(0x604, &(5u16 << 10 | 1 << 13).to_le_bytes());
+        outb(io, 0xcf9, 0x06);
+        outb(io, 0x64, 0xfe);
+        outb(io, 0x92, 0x01);
+        io.port_write(0xf4, &7u32.to_le_bytes());
+    });
+    let heard: Vec<_> = events.try_iter().collect();
+    let reset = PowerEvent::Reset;
+    assert_eq!(heard, [PowerEvent::PowerOff, reset, reset, reset, PowerEvent::DebugExit(7)]);
+}
+
+#[test]
+fn the_guest_enumerates_pci_by_ports_and_by_ecam() {
+    let mut b = bench();
+    b.guest(|io| {
+        io.port_write(0xcf8, &0x8000_0000u32.to_le_bytes());
+        let mut id = [0; 4];
+        io.port_read(0xcfc, &mut id);
+        assert_eq!(u32::from_le_bytes(id), read32(io, 0xe000_0000));
+        assert_eq!(read32(io, 0xe000_0008) >> 16, 0x0600, "the host bridge");
+        assert_eq!(read32(io, 0xe000_0000 + (31 << 15)), u32::MAX, "nothing in slot 31");
+    });
+}
+
+#[test]
+fn an_interrupt_goes_by_message_from_the_ioapic_and_by_wire_from_the_pic() {
+    let mut b = bench();
+    b.guest(|io| {
+        for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x21, 0xef)] {
+            outb(io, port, value);
+        }
+        route(io, 4, 1 << 56 | 0x24);
+        outb(io, 0x3fc, 0x08);
+        outb(io, 0x3f9, 0x02); // "transmitter empty" interrupt
+    });
+    let sent = std::mem::take(&mut *b.engine.wires.msis.lock().unwrap());
+    assert_eq!(sent, [engine::Msi { address: 0xfee0_1000, data: 0x24 }]);
+    assert!(*b.engine.wires.extint.lock().unwrap());
+    b.guest(|io| {
+        assert_eq!(io.acknowledge_extint(), Some(0x34));
+        assert_eq!(io.acknowledge_extint(), None);
+    });
+    assert!(!*b.engine.wires.extint.lock().unwrap());
+}
+
+#[test]
+fn the_power_button_raises_a_level_interrupt_that_ends_with_its_eoi() {
+    let mut b = bench();
+    b.guest(|io| {
+        route(io, 9, 1 << 15 | 0x29);
+        io.port_write(0x602, &0x100u16.to_le_bytes());
+    });
+    b.machine.press_power_button();
+    let msis = |b: &Bench| b.engine.wires.msis.lock().unwrap().len();
+    assert_eq!(msis(&b), 1);
+    b.guest(|io| io.end_of_interrupt(0x29));
+    assert_eq!(msis(&b), 2, "nobody has cleared the cause");
+    b.guest(|io| {
+        io.port_write(0x600, &0x100u16.to_le_bytes());
+        io.end_of_interrupt(0x29);
+    });
+    assert_eq!(msis(&b), 2);
+}
+
+#[test]
+fn a_reset_brings_back_the_board_and_the_kernel() {
+    let mut b = bench();
+    b.guest(|io| {
+        route(io, 4, 0x24);
+        outb(io, 0x3ff, 0xaa);
+    });
+    let before = b.vcpus[0].save().unwrap();
+    b.machine.ram().write_slice(&[0xff; 64], GuestAddress(LOAD.into())).unwrap();
+    b.machine.ram().write_slice(&[0xff; 64], GuestAddress(0xe0000)).unwrap();
+    b.machine.reset(&mut b.vcpus).unwrap();
+    assert_eq!(b.vcpus[0].save().unwrap(), before);
+    let mut code = [0; 2];
+    b.machine.ram().read_slice(&mut code, GuestAddress(u64::from(LOAD) + 32)).unwrap();
+    assert_eq!(code, CODE);
+    b.guest(|io| {
+        assert_eq!(inb(io, 0x3ff), 0);
+        io.mmio_write(0xfec0_0000, &0x18u32.to_le_bytes());
+        assert_eq!(read32(io, 0xfec0_0010), 1 << 16);
+    });
+}
+
+#[test]
+fn a_saved_machine_goes_on_in_another_process() {
+    let mut b = bench();
+    b.guest(|io| {
+        route(io, 9, 1 << 15 | 0x29);
+        outb(io, 0x3ff, 0xaa);
+        outb(io, 0x70, 0x40);
+        outb(io, 0x71, 0x55);
+        io.port_write(0x602, &0x100u16.to_le_bytes());
+    });
+    b.machine.press_power_button();
+    let saved = b.machine.save(&b.vcpus).unwrap();
+    let text = serde_json::to_string(&saved).unwrap();
+    let read: MachineState = serde_json::from_str(&text).unwrap();
+    let mut other = bench();
+    other.machine.restore(read, &mut other.vcpus).unwrap();
+    assert!(other.engine.wires.msis.lock().unwrap().is_empty(), "that message was delivered before the save");
+    other.guest(|io| {
+        assert_eq!(inb(io, 0x3ff), 0xaa);
+        outb(io, 0x70, 0x40);
+        assert_eq!(inb(io, 0x71), 0x55);
+        io.end_of_interrupt(0x29);
+    });
+    assert_eq!(other.engine.wires.msis.lock().unwrap().len(), 1, "still in service until then");
+    other.vcpus.pop();
+    let error = other.machine.restore(saved, &mut other.vcpus).unwrap_err();
+    assert!(matches!(error, Error::OtherMachine { what: "vCPUs", saved: 2, here: 1 }));
+}
+
+#[test]
+fn everything_that_was_chosen_is_told() {
+    let b = bench();
+    let description = b.machine.describe();
+    let text = description.to_string();
+    for part in ["engine fake", "vCPUs     2", "64 MiB", "multiboot 1", "console=ttyS0", "0x3f8-0x3ff, IRQ 4"]
+    {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    let json = serde_json::to_value(&description).unwrap();
+    assert_eq!(json["pci"][0]["slot"], 0);
+}
+
+#[test]
+fn wishes_that_cannot_be_met_are_refused_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let build = |change: &dyn Fn(&mut VmSpec)| {
+        let mut spec = spec(&dir);
+        change(&mut spec);
+        let host = HostIo { serial_out: Box::new(io::sink()), console_out: None };
+        Machine::build(&spec, &FakeEngine::default(), host).err().unwrap().to_string()
+    };
+    assert!(build(&|s| s.cpus = 0).contains("--cpus takes 1 to"));
+    assert!(build(&|s| s.memory = 1).contains("--memory takes"));
+    assert!(build(&|s| s.boot.kernel = "/nonexistent".into()).contains("/nonexistent"));
+    assert!(build(&|s| s.boot.initrd = Some("/".into())).contains("directory"));
+}

@@ -1,0 +1,230 @@
+//! The command line's grammar, and the words of `--help`.
+
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+mod disk;
+mod escape;
+mod size;
+
+pub use disk::DiskArg;
+pub use escape::EscapeKey;
+pub use size::Size;
+
+use crate::exit;
+use crate::output::OutputArgs;
+
+const OVERVIEW: &str = "\
+Examples:
+  What does this host offer?
+    ospite doctor
+
+  A kernel and an initial RAM disk, 2 vCPUs, 1 GiB
+    ospite run -c 2 -m 1G --kernel vmlinuz --initrd initrd.img
+
+  A Debian on a disk
+    ospite run -m 1G -d debian.img --kernel vmlinuz --initrd initrd.img \\
+        --append 'console=ttyS0 root=/dev/vda rw'
+
+  All about running a VM
+    ospite run --help";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Boot a kernel; what it prints on its serial line appears here
+    ospite run --kernel vmlinuz --initrd initrd.img
+
+  4 vCPUs, 6 GiB, a root file system, a disk that the guest cannot write
+    ospite run -c 4 -m 6G -d root.qcow2 -d data.img,readonly,serial=DATA1 \\
+        --kernel vmlinuz --initrd initrd.img \\
+        --append 'console=ttyS0 root=/dev/vda rw'
+
+  What would be built? Nothing is started
+    ospite run --dry-run --output json --kernel vmlinuz
+
+  In a script: type into the guest, keep what it prints
+    printf 'root\\nuname -a\\npoweroff\\n' | ospite run -d root.img \\
+        --kernel vmlinuz --initrd initrd.img \\
+        --append 'console=ttyS0 root=/dev/vda rw' > log
+
+The console:
+  On a terminal every key goes to the guest, Ctrl-C too. Ctrl-] opens a menu:
+  q cuts the power, p presses the power button, r the reset button, z pauses
+  and continues, i tells how the VM is, a second Ctrl-] sends Ctrl-] itself.
+  Without a terminal standard input goes to the guest's serial line as it is,
+  and its end ends nothing.
+
+Stopping from outside:
+  SIGTERM, SIGINT or SIGHUP presses the power button. A second one, or the end
+  of --stop-timeout, cuts the power; SIGQUIT does so at once. What the guest
+  has flushed to its disks is kept in every case.
+";
+
+/// Turns one machine into many: real virtual machines on any x86-64 Linux host.
+#[derive(Debug, Parser)]
+#[command(name = "ospite", version, long_about = None, after_help = OVERVIEW, max_term_width = 110)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+pub struct Cli {
+    /// Say more about what is done; twice and three times for more
+    #[arg(short, long, global = true, display_order = 900, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a virtual machine
+    Run(Box<RunArgs>),
+    /// Tell what this host offers, and the commands that mend what it lacks
+    Doctor(DoctorArgs),
+    /// Print the completion script for a shell
+    #[command(
+        after_help = "Example:\n  ospite completions bash > ~/.local/share/bash-completion/completions/ospite"
+    )]
+    Completions(CompletionsArgs),
+    /// Print the man page, or write all of them into a folder
+    #[command(after_help = "Examples:\n  ospite man | man -l -\n  ospite man ~/.local/share/man/man1")]
+    Man(ManArgs),
+}
+
+/// `ospite run`
+#[derive(Args, Debug)]
+#[command(after_help = RUN_EXAMPLES.to_owned() + "\n" + &exit::help())]
+pub struct RunArgs {
+    /// What executes the guest's code: auto takes the best that works here, soft is a CPU in software
+    /// (every host), kvm is the host's hardware virtualization (not built yet)
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = ["auto", "soft", "kvm"])]
+    pub engine: String,
+
+    /// Number of virtual CPUs
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub cpus: u32,
+
+    /// Memory: 256M, 6G (K, M, G, T are powers of 1024; a plain number is MiB)
+    #[arg(short, long, value_name = "SIZE", default_value = "1G")]
+    pub memory: Size,
+
+    /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
+    /// `serial=TEXT` that the guest sees. A comma in a name is written twice. May be repeated: the guest
+    /// sees /dev/vda, /dev/vdb, ...
+    #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse))]
+    pub disks: Vec<DiskArg>,
+
+    /// Kernel: a Linux bzImage (vmlinuz), a PVH or multiboot ELF image; told by content
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
+
+    /// A reset by the guest, or a triple fault, ends the VM instead of restarting it
+    #[arg(long)]
+    pub no_reboot: bool,
+
+    /// A name for the VM in messages
+    #[arg(long, value_name = "NAME", default_value = "ospite")]
+    pub name: String,
+
+    /// The key that opens the console's menu: ctrl-] or another letter or one of @[\]^_ after `ctrl-`;
+    /// `none` gives every key to the guest
+    #[arg(long, value_name = "KEY", default_value = "ctrl-]")]
+    pub escape: EscapeKey,
+
+    /// How long a guest that was asked to stop by a signal may take, in seconds, before its power is cut
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    pub stop_timeout: u64,
+
+    /// Build the machine, print what it is made of, and start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// How --dry-run prints.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `ospite doctor`
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `ospite completions`
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// `ospite man`
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// Folder for a page for each command; without it ospite(1) is printed
+    pub dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(line: &str) -> Result<RunArgs, clap::Error> {
+        let words = ["ospite", "run"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words)?.command {
+            Command::Run(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_asked_for_is_understood() {
+        let args =
+            run("-c 4 -m 6G -d a.img -d b.qcow2,readonly --kernel k --initrd i --append quiet --no-reboot")
+                .unwrap();
+        assert_eq!((args.cpus, args.memory.bytes(), args.disks.len()), (4, 6 << 30, 2));
+        assert!(args.no_reboot && args.disks[1].read_only);
+        assert_eq!(args.append, "quiet");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for bad in
+            ["-c 0", "-c 256", "-m 12x", "-d a.img,wat", "--engine warp", "--initrd i", "--output yaml"]
+        {
+            assert_eq!(run(bad).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn help_teaches_by_examples_and_fits_its_own_grammar() {
+        let help = Cli::command().find_subcommand_mut("run").unwrap().render_long_help().to_string();
+        for word in ["Examples:", "Exit codes:", "Ctrl-]", "debug-exit", "-d root.qcow2"] {
+            assert!(help.contains(word), "{word} is missing in:\n{help}");
+        }
+    }
+}

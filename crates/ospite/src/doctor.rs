@@ -1,0 +1,136 @@
+//! `ospite doctor`: what this host offers, and the exact commands that mend what it lacks.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Serialize;
+use vmm::engines;
+
+use crate::cli::DoctorArgs;
+use crate::exit::Code;
+use crate::failure::Failure;
+
+mod cpu;
+mod host;
+mod kvm;
+
+use host::Host;
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    /// What `--engine auto` takes here.
+    auto: Option<&'static str>,
+    engines: Vec<EngineReport>,
+    checks: Vec<Check>,
+}
+
+#[derive(Debug, Serialize)]
+struct EngineReport {
+    name: &'static str,
+    summary: &'static str,
+    works: bool,
+    /// Why not.
+    why: Option<String>,
+}
+
+/// How a thing stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    /// As it should be.
+    Good,
+    /// Worth knowing.
+    Note,
+    /// In the way.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    verdict: Verdict,
+    finding: String,
+    /// The command that mends it.
+    mend: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, verdict: Verdict, finding: impl Into<String>) -> Check {
+        Check { name, verdict, finding: finding.into(), mend: None }
+    }
+
+    fn mend(mut self, command: impl Into<String>) -> Check {
+        self.mend = Some(command.into());
+        self
+    }
+}
+
+/// Looks around and prints; an exit code other than 0 where no engine works.
+pub fn doctor(args: &DoctorArgs) -> Result<Code, Failure> {
+    let report = report(&Host::new(Path::new("/")));
+    args.output.print(&report, text)?;
+    Ok(if report.auto.is_some() { Code::Success } else { Code::Engine })
+}
+
+fn report(host: &Host) -> Report {
+    let engines = engines::ENGINES.iter().map(try_engine).collect();
+    let auto = engines::pick("auto").ok().map(|engine| engine.name());
+    let mut checks = vec![host.system(), cpu::model(host), cpu::features()];
+    checks.extend([kvm::hardware(host), kvm::device(host), host.memory(), host.files()]);
+    Report { version: env!("CARGO_PKG_VERSION"), auto, engines, checks }
+}
+
+fn try_engine(info: &engines::Info) -> EngineReport {
+    let why = info.make().err().map(|error| match error {
+        engine::Error::Unavailable { why, .. } => why,
+        other => vmm::chain(&other),
+    });
+    EngineReport { name: info.name, summary: info.summary, works: why.is_none(), why }
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!("ospite {}\n\nEngines\n", report.version);
+    for engine in &report.engines {
+        let mark = if engine.works { "yes" } else { "no" };
+        let why = engine.why.as_deref().unwrap_or(engine.summary);
+        let auto = if report.auto == Some(engine.name) { " (what --engine auto takes)" } else { "" };
+        let _ = writeln!(text, "  {mark:<4} {:<5} {why}{auto}", engine.name);
+    }
+    text.push_str("\nThis host\n");
+    for check in &report.checks {
+        let mark = match check.verdict {
+            Verdict::Good => "ok",
+            Verdict::Note => "note",
+            Verdict::Bad => "BAD",
+        };
+        let _ = writeln!(text, "  {mark:<4} {}: {}", check.name, check.finding);
+        if let Some(command) = &check.mend {
+            let _ = writeln!(text, "       mend: {command}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_can_run_guests_and_the_report_says_by_what() {
+        let report = report(&Host::new(Path::new("/")));
+        assert_eq!(report.auto, Some("soft"));
+        let text = text(&report);
+        assert!(text.contains("yes  soft") && text.contains("no   kvm"), "{text}");
+        assert!(text.contains("what --engine auto takes"), "{text}");
+    }
+
+    #[test]
+    fn programs_can_read_it() {
+        let json = serde_json::to_value(report(&Host::new(Path::new("/")))).unwrap();
+        assert_eq!(json["engines"][1]["name"], "soft");
+        assert!(json["checks"].as_array().unwrap().iter().all(|check| check["finding"].is_string()));
+    }
+}

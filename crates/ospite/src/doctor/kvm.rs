@@ -1,0 +1,99 @@
+//! Hardware virtualization: whether the CPU has it, and whether the kernel lets us at it.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+
+use super::host::Host;
+use super::{Check, Verdict};
+
+/// The CPU flag and the module that goes with it.
+fn extension(host: &Host) -> Option<(&'static str, &'static str)> {
+    let cpuinfo = host.read("proc/cpuinfo");
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
+    let mut words = flags.split_whitespace();
+    words.find_map(|word| match word {
+        "vmx" => Some(("Intel VT-x (vmx)", "kvm_intel")),
+        "svm" => Some(("AMD-V (svm)", "kvm_amd")),
+        _ => None,
+    })
+}
+
+/// Whether the CPU can run guests by itself.
+pub fn hardware(host: &Host) -> Check {
+    match extension(host) {
+        Some((name, _)) => Check::new("hardware virtualization", Verdict::Good, name),
+        None if host.path("dev/kvm").exists() => Check::new(
+            "hardware virtualization",
+            Verdict::Note,
+            "none: the CPU shows neither vmx nor svm, so the /dev/kvm here emulates and is slow; not for auto",
+        ),
+        None => Check::new(
+            "hardware virtualization",
+            Verdict::Note,
+            "none: the CPU shows neither vmx nor svm; on a machine of your own, enable it in the firmware's \
+             setup; in a VM, ask for nested virtualization",
+        ),
+    }
+}
+
+/// Whether we may use it.
+pub fn device(host: &Host) -> Check {
+    let path = host.path("dev/kvm");
+    match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => Check::new("/dev/kvm", Verdict::Good, "may be opened"),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Check::new("/dev/kvm", Verdict::Note, "there, but not for this user")
+                .mend("sudo usermod -aG kvm \"$USER\", then log in again")
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => absent(host),
+        Err(error) => Check::new("/dev/kvm", Verdict::Note, format!("cannot be opened: {error}")),
+    }
+}
+
+fn absent(host: &Host) -> Check {
+    match extension(host) {
+        Some((_, module)) => Check::new("/dev/kvm", Verdict::Note, "not there, though the CPU could")
+            .mend(format!("sudo modprobe {module}")),
+        None => Check::new("/dev/kvm", Verdict::Note, "not there"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn host(flags: &str, device: bool) -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("proc")).unwrap();
+        fs::create_dir(dir.path().join("dev")).unwrap();
+        fs::write(dir.path().join("proc/cpuinfo"), format!("flags\t\t: fpu {flags} ht\n")).unwrap();
+        if device {
+            fs::write(dir.path().join("dev/kvm"), "").unwrap();
+        }
+        let host = Host::new(dir.path());
+        (dir, host)
+    }
+
+    #[test]
+    fn a_device_without_the_cpu_flag_is_not_hardware_virtualization() {
+        let (_dir, host) = host("sse2", true);
+        let check = hardware(&host);
+        assert_eq!(check.verdict, Verdict::Note);
+        assert!(check.finding.contains("emulates"), "{}", check.finding);
+    }
+
+    #[test]
+    fn a_cpu_that_could_is_told_which_module_it_lacks() {
+        let (_dir, host) = host("svm", false);
+        assert_eq!(hardware(&host).verdict, Verdict::Good);
+        assert_eq!(device(&host).mend.as_deref(), Some("sudo modprobe kvm_amd"));
+    }
+
+    #[test]
+    fn a_flag_that_only_looks_similar_does_not_count() {
+        let (_dir, host) = host("svm_lock", false);
+        assert_eq!(hardware(&host).verdict, Verdict::Note);
+        assert_eq!(device(&host).mend, None);
+    }
+}

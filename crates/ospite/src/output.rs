@@ -1,0 +1,58 @@
+//! For people or for programs.
+
+use std::io::{self, Write};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::exit::Code;
+use crate::failure::Failure;
+
+/// The form in which a command answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The options that choose it.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputArgs {
+    /// Form of the answer
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+
+    /// Short for --output json
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+}
+
+impl OutputArgs {
+    /// Prints `value` as JSON, or `text` of it.
+    pub fn print<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<(), Failure> {
+        let json = self.json || self.output == Format::Json;
+        let mut answer = if json { to_json(value)? } else { text(value) };
+        if !answer.ends_with('\n') {
+            answer.push('\n');
+        }
+        print(answer.as_bytes())
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value).map_err(|error| Failure::from_error(Code::Internal, &error))
+}
+
+/// Writes to standard output. A reader that has seen enough (`ospite man | head`) is no failure.
+pub fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Code::Internal, format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

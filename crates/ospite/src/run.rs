@@ -1,0 +1,130 @@
+//! `ospite run`: one VM from the command line to its end.
+
+use std::fmt::Write;
+use std::io;
+use std::time::Duration;
+
+use engine::Engine;
+use machine::{BootSpec, HostIo, VmSpec};
+use serde::Serialize;
+use vmm::{End, Options, Vm, engines};
+
+use crate::cli::{RunArgs, Size};
+use crate::console::Console;
+use crate::console::output::Output;
+use crate::exit::Code;
+use crate::failure::Failure;
+use crate::logger::say;
+use crate::signals;
+
+/// Runs the VM, or prints what it would be.
+pub fn run(args: &RunArgs) -> Result<Code, Failure> {
+    let spec = spec(args)?;
+    let engine = engines::pick(&args.engine).map_err(engine_failure)?;
+    if args.dry_run { dry_run(args, &spec, &*engine) } else { live(args, &spec, &*engine) }
+}
+
+fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
+    let kernel = args.kernel.clone().ok_or_else(|| no_kernel(args))?;
+    Ok(VmSpec {
+        name: args.name.clone(),
+        cpus: args.cpus,
+        memory: args.memory.bytes(),
+        disks: args.disks.iter().map(Into::into).collect(),
+        boot: BootSpec { kernel, initrd: args.initrd.clone(), cmdline: args.append.clone() },
+        nets: 1,
+    })
+}
+
+/// Disks alone will do once there is firmware.
+fn no_kernel(args: &RunArgs) -> Failure {
+    match args.disks.first() {
+        Some(disk) => Failure::new(Code::Usage, "cannot boot from a disk alone: ospite has no firmware yet")
+            .hint(format!(
+                "add the kernel of the system on it: ospite run --kernel vmlinuz --initrd initrd.img -d {} \
+             --append 'console=ttyS0 root=/dev/vda rw'",
+                disk.path.display()
+            )),
+        None => Failure::new(Code::Usage, "cannot start a machine without anything to boot")
+            .hint("ospite run --kernel vmlinuz --initrd initrd.img; more examples: ospite run --help"),
+    }
+}
+
+fn engine_failure(error: engines::Error) -> Failure {
+    Failure::from_error(Code::Engine, &error).hint("ospite doctor says which engines work here, and why")
+}
+
+fn build_failure(error: &vmm::Error) -> Failure {
+    Failure::from_error(Code::Build, error)
+}
+
+fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Failure> {
+    let host = |error: io::Error| Failure::from_error(Code::Internal, &error);
+    let signals = signals::catch().map_err(host)?;
+    let output = Output::start(io::stdout()).map_err(host)?;
+    let io = HostIo { serial_out: Box::new(output.guest_end()), console_out: None };
+    let options = Options { no_reboot: args.no_reboot };
+    let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
+    let timeout = Duration::from_secs(args.stop_timeout);
+    let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
+    let console = Console::attach(&args.name, args.escape, vm.serial(), vm.control(), &output);
+    let end = vm.wait();
+    output.drain();
+    drop(console);
+    if end == End::Killed {
+        killer.die_of_it();
+    }
+    Ok(tell(&end))
+}
+
+/// Says how it ended, where that is not what everybody expects.
+fn tell(end: &End) -> Code {
+    match end {
+        End::PoweredOff => Code::Success,
+        End::DebugExit(value) => Code::DebugExit(*value),
+        End::Killed => Code::Killed,
+        End::Reset => {
+            say("the guest reset itself; --no-reboot ends the VM here");
+            Code::Reset
+        }
+        End::TripleFault { cpu, registers } => {
+            say(&format!(
+                "the guest triple-faulted on vCPU {cpu} ({registers}); --no-reboot ends the VM here"
+            ));
+            Code::TripleFault
+        }
+        End::Failed(why) => {
+            say(&format!("the VM failed: {why}"));
+            Code::Internal
+        }
+    }
+}
+
+/// What `--dry-run` prints.
+#[derive(Serialize)]
+struct Plan<'a> {
+    engine: &'static str,
+    asked: &'a VmSpec,
+    machine: machine::Description,
+}
+
+fn dry_run(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Failure> {
+    let machine = vmm::describe(spec, engine).map_err(|error| build_failure(&error))?;
+    let plan = Plan { engine: engine.name(), asked: spec, machine };
+    args.output.print(&plan, text)?;
+    Ok(Code::Success)
+}
+
+fn text(plan: &Plan<'_>) -> String {
+    let asked = plan.asked;
+    let mut text = format!(
+        "{}: {} vCPUs, {}, {} disks, engine {}\n",
+        asked.name,
+        asked.cpus,
+        Size::from(asked.memory),
+        asked.disks.len(),
+        plan.engine
+    );
+    let _ = write!(text, "{}", plan.machine);
+    text
+}
