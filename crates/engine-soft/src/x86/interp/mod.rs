@@ -14,6 +14,8 @@ mod misc;
 mod mov;
 mod muldiv;
 mod shift;
+#[cfg(test)]
+mod speed;
 mod stack;
 mod string;
 mod string_bulk;
