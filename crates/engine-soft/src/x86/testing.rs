@@ -95,6 +95,11 @@ impl Guest {
         (0..count).try_for_each(|_| self.step())
     }
 
+    /// Drops decoded code: what was poked over it is run next.
+    pub fn forget_code(&mut self) {
+        self.blocks.clear();
+    }
+
     /// Runs whole blocks until RIP is `end`.
     ///
     /// # Panics

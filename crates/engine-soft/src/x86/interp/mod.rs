@@ -10,6 +10,8 @@ mod bits;
 mod branch;
 mod flags;
 mod forms;
+#[cfg(test)]
+mod host;
 mod misc;
 mod mov;
 mod muldiv;
