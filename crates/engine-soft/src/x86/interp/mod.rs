@@ -8,15 +8,25 @@ mod alu;
 mod bcd;
 mod bits;
 mod branch;
+mod far;
 mod flags;
 mod forms;
+#[cfg(test)]
+mod host;
+mod interrupt;
+mod io;
 mod misc;
 mod mov;
 mod muldiv;
+mod segments;
 mod shift;
+#[cfg(test)]
+mod speed;
 mod stack;
 mod string;
 mod string_bulk;
+mod syscall;
+mod system;
 mod vector;
 mod x87;
 mod xsave;
@@ -38,6 +48,12 @@ const FAMILIES: &[Family] = &[
     string::lower,
     misc::lower,
     bcd::lower,
+    interrupt::lower,
+    far::lower,
+    segments::lower,
+    io::lower,
+    system::lower,
+    syscall::lower,
     xsave::lower,
     vector::lower,
     x87::lower,

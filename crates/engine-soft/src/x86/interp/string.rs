@@ -207,15 +207,13 @@ struct Ins;
 impl Element for Ins {
     fn step<T: Int, A: Int>(cpu: &mut Cpu, _: &Op) -> Exec {
         let port = u16::get(cpu, reg::RDX);
-        check_io(cpu, port, T::BYTES)?;
+        cpu.check_io(port, T::BYTES)?;
         // A read may have effects: nothing is read from the port unless the store will succeed.
         let linear = cpu.linear(seg::ES, A::get(cpu, reg::RDI).zx(), T::BYTES, true)?;
         let view = cpu.view();
         cpu.probe_write(view, linear, T::BYTES)?;
-        let mut bytes = [0; 8];
-        cpu.io().port_read(port, &mut bytes[..T::BYTES as usize]);
-        cpu.leave_block = true;
-        cpu.store_linear(view, linear, T::cut(u64::from_le_bytes(bytes)))?;
+        let value = cpu.port_in::<T>(port);
+        cpu.store_linear(view, linear, value)?;
         advance::<T, A>(cpu, reg::RDI);
         Ok(())
     }
@@ -225,19 +223,12 @@ struct Outs;
 impl Element for Outs {
     fn step<T: Int, A: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         let port = u16::get(cpu, reg::RDX);
-        check_io(cpu, port, T::BYTES)?;
+        cpu.check_io(port, T::BYTES)?;
         let value = load_source::<T, A>(cpu, op)?;
-        cpu.io().port_write(port, &value.zx().to_le_bytes()[..T::BYTES as usize]);
-        cpu.leave_block = true;
+        cpu.port_out(port, value);
         advance::<T, A>(cpu, reg::RSI);
         Ok(())
     }
-}
-
-/// Whether the program may use a port.
-fn check_io(cpu: &Cpu, _port: u16, _bytes: u64) -> Exec {
-    let trusted = !cpu.mode.protected || (!cpu.mode.v86 && cpu.cpl <= cpu.iopl());
-    if trusted { Ok(()) } else { Err(crate::x86::exception::Exception::GP0) }
 }
 
 #[cfg(test)]
@@ -271,7 +262,7 @@ mod tests {
     #[test]
     fn a_copy_over_pages_arrives_whole() {
         let mut g = guest(64, &[0xf3, 0xa4], 10_000, DATA + 123, DATA + 0x8001); // rep movsb
-        let data: Vec<u8> = (0..10_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..10_000u32).map(|i| (i * 7 / 8) as u8).collect();
         g.poke(DATA + 123, &data);
         finish(&mut g);
         assert_eq!(g.peek::<10_000>(DATA + 0x8001)[..], data[..]);
