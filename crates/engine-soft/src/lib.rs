@@ -49,6 +49,10 @@ impl SoftEngine {
                 return Err(Error::Unavailable { engine: "soft", why });
             }
         };
+        x86::fpu::stub::init().map_err(|source| Error::Host {
+            what: "mapping executable memory (memfd_create, mmap)",
+            source,
+        })?;
         Ok(SoftEngine { tier })
     }
 

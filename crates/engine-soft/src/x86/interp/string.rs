@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn a_copy_over_pages_arrives_whole() {
         let mut g = guest(64, &[0xf3, 0xa4], 10_000, DATA + 123, DATA + 0x8001); // rep movsb
-        let data: Vec<u8> = (0..10_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..10_000u32).map(|i| (i * 7 / 8) as u8).collect();
         g.poke(DATA + 123, &data);
         finish(&mut g);
         assert_eq!(g.peek::<10_000>(DATA + 0x8001)[..], data[..]);
