@@ -196,7 +196,7 @@ mod tests {
         system.cpu.cpl = 0;
         system.cpu.segs[seg::CS as usize] = segment(KERNEL_CODE, 0xa09b);
         system.poke(CODE, &[0x0f, 0x07]);
-        system.cpu.regs[RCX] = 0x1_0000_0000 | CODE + 0x80;
+        system.cpu.regs[RCX] = 0x1_0000_0000 | (CODE + 0x80);
         system.cpu.regs[R11] = 0x202;
         system.cpu.update_mode();
         system.go().unwrap();
