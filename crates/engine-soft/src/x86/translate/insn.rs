@@ -276,6 +276,7 @@ fn in_opcode(ins: &Instruction) -> Class {
     match gpr(ins.op0_register()) {
         None => Class::Copy, // AH to BH
         Some(number) if host_of(number).is_none() && ins.op0_register().size() < 4 => Class::Handler,
+        Some(_) if ins.mnemonic() == Mnemonic::Bswap && ins.op0_register().size() < 4 => Class::Handler,
         Some(_) => Class::OpcodeReg,
     }
 }

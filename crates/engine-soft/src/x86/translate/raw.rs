@@ -73,13 +73,14 @@ impl Raw {
                 0xf0 => raw.lock = true,
                 repeat @ (0xf2 | 0xf3) => raw.repeat = Some(repeat),
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+                rex @ 0x40..=0x4f if long64 => {
+                    raw.rex = rex;
+                    at += 1;
+                    continue;
+                }
                 _ => break,
             }
-            at += 1;
-        }
-        let first = *bytes.get(at)?;
-        if long64 && first & 0xf0 == 0x40 {
-            raw.rex = first;
+            raw.rex = 0; // a REX prefix that another prefix follows is none
             at += 1;
         }
         at = raw.parse_opcode(bytes, at, long64)?;
@@ -161,7 +162,7 @@ impl Raw {
     fn has_address_prefix(&self, bytes: &[u8]) -> bool {
         bytes
             .iter()
-            .take_while(|b| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3))
+            .take_while(|b| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3))
             .any(|&b| b == 0x67)
     }
 

@@ -334,6 +334,9 @@ impl Translator {
         liveness(&mut insns, &live_at);
         let place = Place { stubs: &self.stubs, view: cpu.view() };
         let (code, unit) = build(&insns, end, self.cache.cursor(), &place, &mut self.sites);
+        if std::env::var_os("OSPITE_DUMP").is_some() {
+            dump(&insns, &code, self.cache.cursor());
+        }
         self.cache.append(&code)?;
         self.stats.instructions += insns.len() as u64;
         self.stats.code_bytes += code.len() as u64;
@@ -362,6 +365,17 @@ impl Translator {
         }
         (insns, End::Cut)
     }
+}
+
+/// Prints guest and host code, for debugging.
+#[cold]
+fn dump(insns: &[Insn], code: &[u8], at: u64) {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for insn in insns {
+        let bytes = hex(&insn.bytes[..insn.len() as usize]);
+        eprintln!("{:03x} {bytes} {:?} live {:#x}", insn.at, insn.class, insn.live_after);
+    }
+    eprintln!("{at:x}: {}", hex(code));
 }
 
 /// Arithmetic flags that may be read at an offset of a page before they are written.

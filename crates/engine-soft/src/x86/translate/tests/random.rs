@@ -61,7 +61,7 @@ fn wanted(ins: &Instruction) -> bool {
         Hlt | Wrmsr | Rdmsr | Rdtsc | Rdtscp | Cpuid | Rdrand | Rdseed | Rdpmc | Rdpid | Pause | In | Out | Insb
             | Insw | Insd | Outsb | Outsw | Outsd | Sti | Cli | Popf | Popfq | Std | Clts | Lmsw | Invd
             | Wbinvd | Invlpg | Swapgs | Sysret | Sysretq | Iretq | Iretd | Iret | Rsm | Vmcall | Vmmcall | Xsetbv
-            | Lgdt | Lidt | Lldt | Ltr | Enter | Leave | Fxsave | Fxrstor | Fxsave64 | Fxrstor64 | Xsave | Xrstor
+            | Lahf | Lgdt | Lidt | Lldt | Ltr | Enter | Leave | Fxsave | Fxrstor | Fxsave64 | Fxrstor64 | Xsave | Xrstor
             | Xsave64 | Xrstor64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Sgdt | Sidt | Monitor | Mwait
     );
     let strings = ins.is_string_instruction();
