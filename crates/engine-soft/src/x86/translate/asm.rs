@@ -273,6 +273,12 @@ impl Asm {
         self.raw(&value.to_le_bytes());
     }
 
+    /// `test reg8, mask`.
+    pub fn test_low(&mut self, reg: Reg, mask: u8) {
+        self.rex(false, 0, reg >> 3, true);
+        self.raw(&[0xf6, 0xc0 | reg & 7, mask]);
+    }
+
     /// `shr dst, count`, 64 bits.
     pub fn shr(&mut self, dst: Reg, count: u8) {
         self.op_reg(true, &[0xc1], 5, dst);

@@ -53,6 +53,8 @@ pub(super) enum Cold {
     Link { jump: Fixup, target: u32, back: bool, save: bool },
     /// A jump to another page.
     Far { jump: Fixup, offset: i64, save: bool },
+    /// An access that is not aligned as it should be: its handler knows what to do.
+    Unaligned { jump: Fixup, site: u32 },
     /// The guest's vector registers are not in the host's.
     LoadVectors { jump: Fixup, resume: usize },
     /// Something wants attention.
@@ -227,12 +229,15 @@ impl Builder<'_> {
             Class::Handler => self.handler(insn),
             Class::Nothing => {}
             Class::Copy => {
+                if insn.vector {
+                    self.want_vectors(insn);
+                }
                 self.want_host(insn.needs());
                 let len = insn.len() as usize;
                 self.asm.raw(&insn.bytes[..len]);
                 self.executed(insn);
             }
-            Class::Generic | Class::Vector => self.generic(insn),
+            Class::Generic => self.generic(insn),
             Class::Lea => self.lea(insn),
             Class::OpcodeReg => self.opcode_reg(insn),
             Class::Push => self.push(insn),
@@ -339,6 +344,11 @@ impl Builder<'_> {
                     }
                     self.set_resume(site, target);
                 }
+                Cold::Unaligned { jump, site } => {
+                    self.asm.bind(jump);
+                    self.asm.push_imm(site);
+                    self.asm.jmp(self.place.stubs.run);
+                }
                 Cold::Link { jump, target, back, save } => {
                     self.asm.bind(jump);
                     if save {
@@ -382,6 +392,7 @@ fn entry_of(insns: &[Insn]) -> Entry {
     for insn in insns {
         match insn.class {
             Class::Nothing | Class::Lea | Class::OpcodeReg => {}
+            _ if insn.vector => return Entry::Slot,
             Class::Copy | Class::Branch => return Entry::Host,
             Class::Jump if in_page(insn.target()).is_some() => return Entry::Host,
             Class::Generic if insn.memory.is_none() => {

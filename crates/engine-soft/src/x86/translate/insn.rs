@@ -26,8 +26,6 @@ pub enum Class {
     Copy,
     /// Its bytes with other register numbers, memory operand checked.
     Generic,
-    /// The same, working on vector registers too.
-    Vector,
     /// `lea`
     Lea,
     /// `mov reg, imm` and `bswap`, `xchg rax, reg`: the register is in the opcode.
@@ -79,6 +77,10 @@ pub struct Insn {
     /// What it does to its register operands, where one of them has no host register: bit `2 n` if
     /// operand `n` must be loaded before, bit `2 n + 1` if it must be stored after.
     pub slots: u32,
+    /// Works on vector registers.
+    pub vector: bool,
+    /// Alignment in bytes that it asks of its memory operand.
+    pub alignment: u8,
 }
 
 /// A memory access.
@@ -150,6 +152,8 @@ pub fn decode(
         live_after: ARITHMETIC,
         memory: None,
         slots: 0,
+        vector: false,
+        alignment: 1,
         ins,
         op,
         bytes: copy,
@@ -192,7 +196,7 @@ fn simple(mnemonic: Mnemonic) -> bool {
             | Not | Inc | Dec | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Bt | Bts | Btr
             | Btc | Xchg | Xadd | Cmpxchg | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Andn | Bextr | Blsi | Blsr
             | Blsmsk | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Movbe | Crc32 | Movnti | Adcx
-            | Adox
+            | Adox | Cmpxchg8b | Cmpxchg16b
     ) || is_setcc_or_cmov(mnemonic)
 }
 
@@ -242,7 +246,8 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
             return Class::Leave;
         }
         Bswap | Mov | Xchg if opcode_register(ins).is_some() => return in_opcode(ins),
-        Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Stc | Clc | Cmc | Lahf | Sahf => return Class::Copy,
+        Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Stc | Clc | Cmc | Lahf | Sahf | Lfence | Mfence | Sfence
+        | Pause => return Class::Copy,
         _ => {}
     }
     if simple(mnemonic) {
@@ -305,7 +310,7 @@ fn control_flow(ins: &Instruction) -> Option<Class> {
     }
 }
 
-fn with_raw(insn: &mut Insn, mode: &Mode, class: Class) -> Class {
+pub(super) fn with_raw(insn: &mut Insn, mode: &Mode, class: Class) -> Class {
     insn.raw = Raw::parse(&insn.bytes[..insn.op.len.into()], mode.long64);
     if insn.raw.is_some() { class } else { Class::Handler }
 }
@@ -363,12 +368,15 @@ fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -
             return Class::Handler;
         }
     }
+    if insn.ins.mnemonic() == Mnemonic::Cmpxchg16b {
+        insn.alignment = 16;
+    }
     with_raw(insn, mode, Class::Generic)
 }
 
 /// How many registers need scratch registers; `None` if there are not enough, or if AH to BH would have
 /// to stand beside a register that needs a REX prefix.
-fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
+pub(super) fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
     let registers = || {
         (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register).map(|n| ins.op_register(n))
     };
@@ -387,7 +395,7 @@ fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
 }
 
 /// [`Insn::slots`].
-fn slot_accesses(ins: &Instruction, factory: &mut InstructionInfoFactory) -> u32 {
+pub(super) fn slot_accesses(ins: &Instruction, factory: &mut InstructionInfoFactory) -> u32 {
     let info = factory.info_options(ins, InstructionInfoOptions::NO_MEMORY_USAGE);
     let mut slots = 0;
     for n in 0..ins.op_count().min(5) {

@@ -20,6 +20,13 @@ pub(super) struct Checked {
     site: u32,
 }
 
+impl Checked {
+    /// Its site.
+    pub fn site(&self) -> u32 {
+        self.site
+    }
+}
+
 impl Builder<'_> {
     /// Linear address of the memory operand to A. Uses B; leaves flags alone.
     pub fn address(&mut self, insn: &Insn) {

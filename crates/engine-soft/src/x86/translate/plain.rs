@@ -3,9 +3,9 @@
 use iced_x86::{Mnemonic, OpCodeOperandKind, OpKind};
 
 use super::asm::{Mem, host};
-use super::build::{Builder, guest_slot, slot};
+use super::build::{Builder, Cold, guest_slot, slot};
 use super::frame::at;
-use super::insn::{Class, Insn, gpr};
+use super::insn::{Insn, gpr};
 use super::raw::{Field, Rm};
 use super::regs::{A, B, SP, host_of};
 
@@ -82,7 +82,7 @@ impl Mapped {
 impl Builder<'_> {
     /// An instruction that is copied with other registers.
     pub fn generic(&mut self, insn: &Insn) {
-        if insn.class == Class::Vector {
+        if insn.vector {
             self.want_vectors(insn);
         }
         let Some(access) = insn.memory else {
@@ -94,7 +94,11 @@ impl Builder<'_> {
         self.disturb(insn.live_before());
         let retry = self.asm.here();
         self.address(insn);
+        let unaligned = self.check_alignment(insn);
         let checked = self.check(insn, retry, access.size, access.write);
+        if let Some(jump) = unaligned {
+            self.cold.push(Cold::Unaligned { jump, site: checked.site() });
+        }
         let mem = if mapped.slots[0].is_some() { self.operand_in_a() } else { self.operand() };
         self.want_host(insn.needs());
         self.emit_mapped(insn, &mapped, Some(mem));
