@@ -8,7 +8,7 @@ use super::tlb::View;
 /// Entries of each view; a power of two.
 pub const FAST_ENTRIES: usize = 1024;
 /// Entries of the jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 2048;
+pub const JUMP_ENTRIES: usize = 4096;
 const PAGE: u64 = !0xfff;
 /// How many refills are remembered, so that emptying need not touch everything.
 const REMEMBERED: usize = 512;
@@ -141,13 +141,18 @@ pub const NO_CONTEXT: u64 = u64::MAX;
 pub struct JumpCache {
     /// By [`jump_slot`].
     pub entries: [JumpEntry; JUMP_ENTRIES],
+    /// What jumps across pages compare with the value that they were linked at. Identifies the current
+    /// context since the cache was last cleared; 0 if that is to be found out.
+    pub link_id: u64,
+    /// How many times the cache was cleared: links of before are void.
+    pub epoch: u64,
     /// Bloom filter of the linear pages that have entries.
     pages: [u64; 64],
     /// A supervisor entry depends on a translation that is not global.
     private: bool,
 }
 
-/// Slot of a jump target.
+/// Slot of a jump target; its second one is `slot ^ 1`.
 #[inline(always)]
 pub fn jump_slot(linear: u64) -> usize {
     (linear ^ linear >> 12) as usize & (JUMP_ENTRIES - 1)
@@ -156,14 +161,19 @@ pub fn jump_slot(linear: u64) -> usize {
 impl Default for JumpCache {
     fn default() -> Self {
         let none = JumpEntry { linear: 0, context: NO_CONTEXT, page: 0, code: 0 };
-        JumpCache { entries: [none; JUMP_ENTRIES], pages: [0; 64], private: false }
+        JumpCache { entries: [none; JUMP_ENTRIES], link_id: 0, epoch: 0, pages: [0; 64], private: false }
     }
 }
 
 impl JumpCache {
     /// Enters a target. `private` if it is a supervisor's and its page is not global.
     pub fn fill(&mut self, linear: u64, context: u64, code: u64, private: bool) {
-        self.entries[jump_slot(linear)] = JumpEntry { linear, context, page: linear & PAGE, code };
+        let slot = jump_slot(linear);
+        let before = self.entries[slot];
+        if before.context != NO_CONTEXT && (before.linear, before.context) != (linear, context) {
+            self.entries[slot ^ 1] = before;
+        }
+        self.entries[slot] = JumpEntry { linear, context, page: linear & PAGE, code };
         let page = (linear >> 12) as usize & 4095;
         self.pages[page / 64] |= 1 << (page % 64);
         self.private |= private;
@@ -171,6 +181,8 @@ impl JumpCache {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
+        self.epoch += 1;
+        self.link_id = 0;
         if self.pages.iter().any(|&word| word != 0) {
             for entry in &mut self.entries {
                 entry.context = NO_CONTEXT;
@@ -190,6 +202,7 @@ impl JumpCache {
 
     /// The address space changed: contexts tell users' entries apart, but not supervisors'.
     pub fn switch(&mut self) {
+        self.link_id = 0;
         if self.private {
             self.clear();
         }

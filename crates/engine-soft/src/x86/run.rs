@@ -188,11 +188,7 @@ fn run_new(cpu: &mut Cpu, blocks: &mut Blocks, linear: u64, key: Key) -> Exec {
         cpu.tlb.protect_writes();
     }
     let from = (gpa & (PAGE_SIZE - 1)) as usize;
-    let mut bytes = [0u8; PAGE_SIZE as usize];
-    for (i, byte) in bytes.iter_mut().enumerate().skip(from) {
-        // SAFETY: within the page.
-        *byte = unsafe { HostInt::load(page.host.add(i)) };
-    }
+    let bytes = copy_page(&page);
     let (ops, len) = decode_run(cpu, &bytes[from..]);
     if ops.is_empty() || !within_limit(cpu, len) {
         return run_one(cpu, linear);
@@ -203,6 +199,17 @@ fn run_new(cpu: &mut Cpu, blocks: &mut Blocks, linear: u64, key: Key) -> Exec {
     } else {
         run_ops(cpu, &ops)
     }
+}
+
+/// The bytes of a page.
+pub(super) fn copy_page(page: &mem::Page<'_>) -> [u8; PAGE_SIZE as usize] {
+    let mut bytes = [0u8; PAGE_SIZE as usize];
+    for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
+        // SAFETY: within the page.
+        let word: u64 = unsafe { HostInt::load(page.host.add(8 * i)) };
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 /// Decodes up to the end of the block or of the bytes. Stops before an instruction that does not

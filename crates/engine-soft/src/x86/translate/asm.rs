@@ -30,6 +30,8 @@ pub mod host {
 pub mod cc {
     pub const Z: u8 = 4;
     pub const NZ: u8 = 5;
+    pub const AE: u8 = 3;
+    pub const BE: u8 = 6;
     pub const A: u8 = 7;
 }
 
@@ -283,6 +285,12 @@ impl Asm {
     pub fn shr(&mut self, dst: Reg, count: u8) {
         self.op_reg(true, &[0xc1], 5, dst);
         self.buf.push(count);
+    }
+
+    /// `add qword [mem], imm32`.
+    pub fn add_mem_imm(&mut self, mem: Mem, value: i32) {
+        self.op_mem(true, &[0x81], 0, &mem);
+        self.imm32(value);
     }
 
     /// `shl dst, count`, 32 bits.

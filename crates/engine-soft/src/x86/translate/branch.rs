@@ -3,10 +3,11 @@
 use iced_x86::OpKind;
 
 use super::asm::{Mem, host};
-use super::build::{Builder, Cold, in_page, slot};
+use super::build::{Builder, Cold, in_page, link_entry, slot};
 use super::frame::at;
 use super::insn::{ARITHMETIC, Insn, gpr};
 use super::regs::{A, B, SP};
+use super::site::Entry;
 
 impl Builder<'_> {
     pub(super) fn jump(&mut self, insn: &Insn) {
@@ -20,15 +21,21 @@ impl Builder<'_> {
         let jump = self.asm.jcc_forward(condition_bits(condition));
         let save = self.host && !self.slot;
         self.cold.push(match in_page(insn.target()) {
-            Some(target) => Cold::Link { jump, target, back: target <= insn.at, save },
+            Some(target) => Cold::Link { jump, target, entry: link_entry(target, insn), save },
             None => Cold::Far { jump, offset: insn.target(), save },
         });
     }
 
     pub(super) fn call(&mut self, insn: &Insn) {
         self.push_return(insn);
-        // Calls go on as indirect jumps do, so that no call is left out of the attention checks of loops.
-        self.far(insn.target());
+        // Calls go on as jumps to other pages do: the flags are in their slot already.
+        match in_page(insn.target()) {
+            Some(target) => {
+                let jump = self.asm.jmp_forward();
+                self.cold.push(Cold::Link { jump, target, entry: Entry::Indirect, save: false });
+            }
+            None => self.far(insn.target()),
+        }
     }
 
     /// Pushes the address behind a call.

@@ -9,11 +9,11 @@
 //! | direct jump to a unit of the same page | the host's flags |
 //! | jump to another page, indirect jump, call, return, exit to Rust | [`Frame::flags`](super::frame::Frame::flags) |
 
-use super::asm::{Asm, Fixup, Mem, cc, host};
+use super::asm::{Alu, Asm, Fixup, Mem, cc, host};
 use super::frame::at;
 use super::insn::{ARITHMETIC, Class, Insn};
 use super::regs::{A, host_of};
-use super::site::{OpSite, Site};
+use super::site::{Entry as LinkEntry, FarSite, OpSite, Site};
 use super::stubs::Stubs;
 use super::super::op::flag;
 use super::super::tlb::View;
@@ -27,6 +27,17 @@ pub struct Unit {
     pub checked: u64,
     /// For all others: flags in their slot; looks at the attention word.
     pub indirect: u64,
+}
+
+impl Unit {
+    /// Address of an entry.
+    pub fn entry(&self, entry: LinkEntry) -> u64 {
+        match entry {
+            LinkEntry::Direct => self.direct,
+            LinkEntry::Checked => self.checked,
+            LinkEntry::Indirect => self.indirect,
+        }
+    }
 }
 
 /// What the builder needs to know of where it builds.
@@ -47,10 +58,10 @@ enum Entry {
 
 /// Code to be placed behind the unit, out of the way.
 pub(super) enum Cold {
-    /// A TLB miss.
-    Miss { jump: Fixup, site: u32, resume: usize, restore: bool },
+    /// A TLB miss, or what the handler has to do for another reason (`run`).
+    Miss { jump: Fixup, site: u32, resume: usize, restore: bool, run: bool },
     /// A jump to a unit of the same page that is not there yet.
-    Link { jump: Fixup, target: u32, back: bool, save: bool },
+    Link { jump: Fixup, target: u32, entry: LinkEntry, save: bool },
     /// A jump to another page.
     Far { jump: Fixup, offset: i64, save: bool },
     /// An access that is not aligned as it should be: its handler knows what to do.
@@ -81,6 +92,8 @@ pub enum End {
     Cut,
     /// The next instruction must be interpreted.
     Interpret,
+    /// The next instruction lies across the end of the page.
+    Straddle,
 }
 
 /// Works out which flags are live behind each instruction; `live_at` tells which are at an offset of the page.
@@ -103,6 +116,11 @@ fn target_live(insn: &Insn, live_at: &dyn Fn(u32) -> u32) -> u32 {
     in_page(insn.target()).map_or(ARITHMETIC, live_at)
 }
 
+/// How a jump within the page enters its target.
+pub(super) fn link_entry(target: u32, from: &Insn) -> LinkEntry {
+    if target <= from.at { LinkEntry::Checked } else { LinkEntry::Direct }
+}
+
 /// The offset within the page, if it is one.
 pub(super) fn in_page(target: i64) -> Option<u32> {
     (0..4096).contains(&target).then_some(target as u32)
@@ -110,15 +128,7 @@ pub(super) fn in_page(target: i64) -> Option<u32> {
 
 /// Builds a unit of `insns` at `base`. Its sites are appended to `sites`.
 pub fn build(insns: &[Insn], end: End, base: u64, place: &Place<'_>, sites: &mut Vec<Site>) -> (Vec<u8>, Unit) {
-    let mut b = Builder {
-        asm: Asm::new(base),
-        place,
-        sites,
-        cold: Vec::with_capacity(16),
-        host: false,
-        slot: false,
-        vectors: false,
-    };
+    let mut b = Builder::new(base, place, sites);
     let unit = b.entries(insns);
     for insn in insns {
         b.instruction(insn);
@@ -126,6 +136,32 @@ pub fn build(insns: &[Insn], end: End, base: u64, place: &Place<'_>, sites: &mut
     b.end(insns, end);
     b.emit_cold();
     (b.asm.bytes().to_vec(), unit)
+}
+
+/// Builds a unit of nothing but an instruction across the end of the page.
+pub fn build_straddle(at: u32, base: u64, place: &Place<'_>, sites: &mut Vec<Site>) -> (Vec<u8>, Unit) {
+    let mut b = Builder::new(base, place, sites);
+    let direct = b.asm.here();
+    b.save_flags();
+    let indirect = b.asm.here();
+    b.attention(at);
+    b.straddle(at);
+    b.emit_cold();
+    (b.asm.bytes().to_vec(), Unit { direct, checked: direct, indirect })
+}
+
+impl<'a> Builder<'a> {
+    fn new(base: u64, place: &'a Place<'a>, sites: &'a mut Vec<Site>) -> Builder<'a> {
+        Builder {
+            asm: Asm::new(base),
+            place,
+            sites,
+            cold: Vec::with_capacity(16),
+            host: false,
+            slot: false,
+            vectors: false,
+        }
+    }
 }
 
 impl Builder<'_> {
@@ -238,6 +274,7 @@ impl Builder<'_> {
                 self.executed(insn);
             }
             Class::Generic => self.generic(insn),
+            Class::Divide => self.divide(insn),
             Class::Lea => self.lea(insn),
             Class::OpcodeReg => self.opcode_reg(insn),
             Class::Push => self.push(insn),
@@ -289,8 +326,18 @@ impl Builder<'_> {
                 self.asm.push_imm(site);
                 self.asm.jmp(self.place.stubs.exit);
             }
+            End::Straddle => {
+                self.want_slot(live);
+                self.straddle(last.end());
+            }
             End::Cut => self.go(last, last.end().into(), live),
         }
+    }
+
+    fn straddle(&mut self, at: u32) {
+        let site = self.site(Site::Straddle { at: at as u16 });
+        self.asm.push_imm(site);
+        self.asm.jmp(self.place.stubs.run);
     }
 
     /// An unconditional jump to a place relative to the page.
@@ -299,8 +346,8 @@ impl Builder<'_> {
             Some(target) => {
                 self.want_host(live);
                 let jump = self.asm.jmp_forward();
-                let save = live != 0 && self.host;
-                self.cold.push(Cold::Link { jump, target, back: target <= from.at, save });
+                let save = live != 0 && self.host && !self.slot;
+                self.cold.push(Cold::Link { jump, target, entry: link_entry(target, from), save });
             }
             None => {
                 self.want_slot(live);
@@ -310,9 +357,30 @@ impl Builder<'_> {
     }
 
     /// Goes on in another page. Flags are in their slot.
+    ///
+    /// The jump is linked to its target as it is mapped now; the guard tells whether it still is.
     pub fn far(&mut self, offset: i64) {
+        let Ok(delta) = i32::try_from(offset & !0xfff) else {
+            self.page_relative(A, offset);
+            return self.asm.jmp(self.place.stubs.indirect);
+        };
+        self.asm.alu_mem32_imm(Alu::Cmp, slot(at::LINK_ID), u32::MAX);
+        let guard = self.asm.here() - 4;
+        let other = self.asm.jcc_forward(cc::NZ);
+        self.asm.add_mem_imm(slot(at::PAGE), delta);
+        let jump = self.asm.jmp_forward();
+        // Not linked yet: to Rust. Once it is, those who find it linked for others use the jump cache.
+        self.asm.bind(other);
+        self.asm.bind(jump);
+        let site = self.sites.len() as u32;
+        self.asm.push_imm(site);
+        self.asm.jmp(self.place.stubs.exit);
+        let lookup = self.asm.here();
+        self.asm.store_imm32(slot(at::FAR_SITE), site);
         self.page_relative(A, offset);
-        self.asm.jmp(self.place.stubs.indirect);
+        self.asm.jmp(self.place.stubs.far);
+        let (jump, other) = (self.asm.address(jump.position()), self.asm.address(other.position()));
+        self.site(Site::Far(FarSite { guard, jump, other, lookup, offset }));
     }
 
     /// `reg` = page + offset, without touching flags.
@@ -331,10 +399,11 @@ impl Builder<'_> {
     fn emit_cold(&mut self) {
         for cold in std::mem::take(&mut self.cold) {
             match cold {
-                Cold::Miss { jump, site, resume, restore } => {
+                Cold::Miss { jump, site, resume, restore, run } => {
                     self.asm.bind(jump);
                     self.asm.push_imm(site);
-                    self.asm.jmp(self.place.stubs.miss);
+                    let stubs = self.place.stubs;
+                    self.asm.jmp(if run { stubs.run } else { stubs.miss });
                     let mut target = self.asm.address(resume);
                     if restore {
                         let here = self.asm.here();
@@ -349,13 +418,13 @@ impl Builder<'_> {
                     self.asm.push_imm(site);
                     self.asm.jmp(self.place.stubs.run);
                 }
-                Cold::Link { jump, target, back, save } => {
+                Cold::Link { jump, target, entry, save } => {
                     self.asm.bind(jump);
                     if save {
                         self.save_flags();
                     }
                     let patch = self.asm.address(jump.position());
-                    let site = self.site(Site::Link { patch, target: target as u16, back });
+                    let site = self.site(Site::Link { patch, target: target as u16, entry });
                     self.asm.push_imm(site);
                     self.asm.jmp(self.place.stubs.exit);
                 }

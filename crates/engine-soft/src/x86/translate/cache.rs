@@ -79,11 +79,15 @@ impl CodeCache {
 
     /// Sets the 32-bit offset at executable address `at`, so that the jump it belongs to goes to `target`.
     pub fn patch_jump(&mut self, at: u64, target: u64) {
+        self.patch(at, target.wrapping_sub(at + 4) as u32);
+    }
+
+    /// Sets 32 bits of code at executable address `at`.
+    pub fn patch(&mut self, at: u64, value: u32) {
         let offset = (at - self.execute.as_ptr().expose_provenance() as u64) as usize;
-        assert!(offset + 4 <= self.used, "a jump outside of the code");
-        let relative = target.wrapping_sub(at + 4) as u32;
+        assert!(offset + 4 <= self.used, "outside of the code");
         // SAFETY: checked above. Only this thread executes the code, and not now.
-        unsafe { self.write.as_ptr().add(offset).cast::<u32>().write_unaligned(relative) };
+        unsafe { self.write.as_ptr().add(offset).cast::<u32>().write_unaligned(value) };
     }
 
     /// Keeps what is there now for good.

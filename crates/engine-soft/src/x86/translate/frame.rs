@@ -48,6 +48,8 @@ pub struct Frame {
     pub simd: u64,
     /// MXCSR of Rust code.
     pub host_mxcsr: u64,
+    /// Site of the jump to another page that looks into the jump cache.
+    pub far_site: u64,
     /// Address of the translator, for the helpers.
     pub translator: u64,
 }
@@ -112,6 +114,11 @@ pub mod at {
     pub const JUMP_PAGE: i32 = (JUMPS + offset_of!(JumpEntry, page)) as i32;
     /// [`JumpEntry::code`] in slot 0.
     pub const JUMP_CODE: i32 = (JUMPS + offset_of!(JumpEntry, code)) as i32;
+
+    /// [`JumpCache::link_id`].
+    pub const LINK_ID: i32 = (TLB + offset_of!(Tlb, jumps) + offset_of!(JumpCache, link_id)) as i32;
+    /// [`Frame::far_site`].
+    pub const FAR_SITE: i32 = (FRAME + offset_of!(Frame, far_site)) as i32;
 
     /// Base of a segment.
     pub fn segment_base(number: u8) -> i32 {

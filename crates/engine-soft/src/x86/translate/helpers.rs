@@ -5,7 +5,7 @@
 use mem::PAGE_SIZE;
 
 use super::super::cpu::Cpu;
-use super::super::fast::FAST_ENTRIES;
+use super::super::fast::{FAST_ENTRIES, jump_slot};
 use super::super::op::{RIP, flag};
 use super::frame::Frame;
 use super::site::{OpSite, Site};
@@ -74,7 +74,11 @@ pub unsafe extern "sysv64" fn miss(cpu: *mut Cpu, site: u64) -> u64 {
 pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
     // SAFETY: as for this function.
     let (cpu, translator) = unsafe { both(cpu) };
-    let Some(Site::Op(op)) = translator.site(site) else { return LEAVE };
+    let op = match translator.site(site) {
+        Some(Site::Op(op)) => op,
+        Some(Site::Straddle { at }) => return straddle(cpu, translator, at),
+        _ => return LEAVE,
+    };
     translator.stats.handlers += 1;
     if translator.profile {
         translator.count_handler(cpu, &op);
@@ -83,6 +87,32 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
     let next = run_op(cpu, translator, &op);
     Translator::publish_deadline(cpu);
     if mode_bits(cpu) == mode { next } else { LEAVE }
+}
+
+/// Runs an instruction across pages, and goes on in the next page if that is translated.
+fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
+    translator.stats.straddles += 1;
+    let Some(op) = translator.straddling(cpu, at) else {
+        translator.interpret = true;
+        cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+        cpu.regs[RIP as usize] = cpu.frame.page.wrapping_add(at.into());
+        return LEAVE;
+    };
+    let mode = mode_bits(cpu);
+    if run_op(cpu, translator, &OpSite { op, at, size: 0, write: false, retry: 0, resume: 1 }) == LEAVE
+        || mode_bits(cpu) != mode
+    {
+        return LEAVE;
+    }
+    let rip = cpu.regs[RIP as usize];
+    let (slot, context) = (jump_slot(rip), cpu.frame.context);
+    for entry in [slot, slot ^ 1].map(|slot| cpu.tlb.jumps.entries[slot]) {
+        if (entry.linear, entry.context) == (rip, context) {
+            cpu.frame.page = entry.page;
+            return entry.code;
+        }
+    }
+    LEAVE
 }
 
 /// Runs the handler as the interpreter's loop does.

@@ -26,6 +26,8 @@ pub enum Class {
     Copy,
     /// Its bytes with other register numbers, memory operand checked.
     Generic,
+    /// `div` and `idiv` of 32 and 64 bits.
+    Divide,
     /// `lea`
     Lea,
     /// `mov reg, imm` and `bswap`, `xchg rax, reg`: the register is in the opcode.
@@ -245,6 +247,7 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
             insn.memory = Some(Access { size: 8, write: false });
             return Class::Leave;
         }
+        Div | Idiv => return divide(insn),
         Bswap | Mov | Xchg if opcode_register(ins).is_some() => return in_opcode(ins),
         Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Stc | Clc | Cmc | Lahf | Sahf | Lfence | Mfence | Sfence
         | Pause => return Class::Copy,
@@ -313,6 +316,18 @@ fn control_flow(ins: &Instruction) -> Option<Class> {
 pub(super) fn with_raw(insn: &mut Insn, mode: &Mode, class: Class) -> Class {
     insn.raw = Raw::parse(&insn.bytes[..insn.op.len.into()], mode.long64);
     if insn.raw.is_some() { class } else { Class::Handler }
+}
+
+fn divide(insn: &mut Insn) -> Class {
+    use OpCodeOperandKind::*;
+    match insn.ins.op_code().op_kind(0) {
+        r32_or_mem | r64_or_mem => {}
+        _ => return Class::Handler,
+    }
+    if insn.ins.op0_kind() == OpKind::Memory {
+        insn.memory = Some(Access { size: insn.ins.memory_size().size() as u32, write: false });
+    }
+    Class::Divide
 }
 
 /// `push` and `pop` of a 64-bit register, immediate or memory operand.

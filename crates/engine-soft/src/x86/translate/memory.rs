@@ -100,6 +100,6 @@ impl Builder<'_> {
     pub fn done(&mut self, checked: Checked) {
         let Checked { miss, site } = checked;
         let resume = self.asm.position();
-        self.cold.push(Cold::Miss { jump: miss, site, resume, restore: self.host });
+        self.cold.push(Cold::Miss { jump: miss, site, resume, restore: self.host, run: false });
     }
 }

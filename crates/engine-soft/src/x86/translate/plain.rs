@@ -2,7 +2,7 @@
 
 use iced_x86::{Mnemonic, OpCodeOperandKind, OpKind};
 
-use super::asm::{Mem, host};
+use super::asm::{Alu, Fixup, Mem, cc, host};
 use super::build::{Builder, Cold, guest_slot, slot};
 use super::frame::at;
 use super::insn::{Insn, gpr};
@@ -120,6 +120,58 @@ impl Builder<'_> {
             }
         }
         self.executed(insn);
+    }
+
+    /// A division natively if it is safe, that is if it cannot raise `#DE`; else its handler.
+    pub(super) fn divide(&mut self, insn: &Insn) {
+        self.disturb(insn.live_before());
+        let wide = if insn.memory.is_some() {
+            insn.ins.memory_size().size() == 8
+        } else {
+            insn.ins.op0_register().size() == 8
+        };
+        let mut checked = None;
+        let divisor = match insn.memory {
+            Some(access) => {
+                let retry = self.asm.here();
+                self.address(insn);
+                checked = Some(self.check(insn, retry, access.size, false));
+                let mem = self.operand();
+                self.asm.op_mem(wide, &[0x8b], B, &mem);
+                B
+            }
+            None => self.in_register(gpr(insn.ins.op0_register()).unwrap_or(0), B),
+        };
+        let signed = insn.ins.mnemonic() == Mnemonic::Idiv;
+        let unsafe_jumps = if signed { self.signed_guard(wide, divisor) } else { self.unsigned_guard(wide, divisor) };
+        self.asm.op_reg(wide, &[0xf7], if signed { 7 } else { 6 }, divisor);
+        self.executed(insn);
+        let resume = self.asm.position();
+        for jump in unsafe_jumps.into_iter().flatten() {
+            let site = self.op_site(insn, 0, 0, false);
+            self.cold.push(Cold::Miss { jump, site, resume, restore: true, run: true });
+        }
+        if let Some(checked) = checked {
+            self.done(checked);
+        }
+    }
+
+    /// The quotient fits if the upper half of the dividend is less than the divisor.
+    fn unsigned_guard(&mut self, wide: bool, divisor: u8) -> [Option<Fixup>; 2] {
+        self.asm.op_reg(wide, &[0x39], divisor, host::RDX);
+        [Some(self.asm.jcc_forward(cc::AE)), None]
+    }
+
+    /// The quotient fits if the dividend is a sign extension and the divisor neither 0 nor -1.
+    fn signed_guard(&mut self, wide: bool, divisor: u8) -> [Option<Fixup>; 2] {
+        self.asm.op_reg(wide, &[0x89], host::RAX, A);
+        self.asm.op_reg(wide, &[0xc1], 7, A); // sar
+        self.asm.raw(&[if wide { 63 } else { 31 }]);
+        self.asm.op_reg(wide, &[0x39], host::RDX, A);
+        let long = self.asm.jcc_forward(cc::NZ);
+        self.asm.lea(wide, A, &Mem::at(divisor, 1));
+        self.asm.alu_imm(wide, Alu::Cmp, A, 1);
+        [Some(long), Some(self.asm.jcc_forward(cc::BE))]
     }
 
     pub(super) fn lea(&mut self, insn: &Insn) {

@@ -19,6 +19,32 @@ pub struct OpSite {
     pub resume: u64,
 }
 
+/// Entries of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// [`Unit::direct`](super::build::Unit::direct)
+    Direct,
+    /// [`Unit::checked`](super::build::Unit::checked)
+    Checked,
+    /// [`Unit::indirect`](super::build::Unit::indirect)
+    Indirect,
+}
+
+/// Places in the code of a jump to another page.
+#[derive(Clone, Copy)]
+pub struct FarSite {
+    /// The value that [`JumpCache::link_id`](crate::x86::fast::JumpCache::link_id) is compared with.
+    pub guard: u64,
+    /// Offset of the jump if it is equal.
+    pub jump: u64,
+    /// Offset of the jump if it is not.
+    pub other: u64,
+    /// Where that goes when the jump has been linked once.
+    pub lookup: u64,
+    /// Target, relative to the page.
+    pub offset: i64,
+}
+
 /// A place that leaves translated code, or calls out of it.
 #[derive(Clone, Copy)]
 pub enum Site {
@@ -32,9 +58,18 @@ pub enum Site {
         patch: u64,
         /// Offset of the target in the page.
         target: u16,
-        /// A jump backward.
-        back: bool,
+        /// Which entry of the target it takes.
+        entry: Entry,
     },
+    /// A jump to another page.
+    Far(FarSite),
+    /// An instruction that goes on in the next page.
+    Straddle {
+        /// Its offset in the page.
+        at: u16,
+    },
+    /// A jump to another page that is not in the jump cache: its site is in the frame.
+    FarMiss,
     /// Leaves at an instruction.
     Leave {
         /// Its offset in the page; may be that of the next page.

@@ -27,6 +27,8 @@ pub struct Stats {
     pub links: u64,
     /// Targets that were not in the jump cache.
     pub jump_misses: u64,
+    /// Instructions across pages.
+    pub straddles: u64,
     /// Exits because something wanted attention.
     pub attentions: u64,
     /// Blocks interpreted.
@@ -37,4 +39,35 @@ pub struct Stats {
     pub flushes: u64,
     /// Handlers run, by instruction; only counted if asked for.
     pub by_mnemonic: HashMap<Mnemonic, u64>,
+}
+
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counts = [
+            ("units translated", self.units),
+            ("guest instructions translated", self.instructions),
+            ("host code bytes", self.code_bytes),
+            ("ticks translating", self.translation_ticks),
+            ("entries into translated code", self.entries),
+            ("jump-cache misses", self.jump_misses),
+            ("jumps linked", self.links),
+            ("TLB refills", self.refills),
+            ("TLB misses", self.misses),
+            ("instructions run by handlers", self.handlers),
+            ("blocks interpreted", self.interpreted),
+            ("instructions across pages", self.straddles),
+            ("exits for attention", self.attentions),
+            ("pages of code voided", self.voided),
+            ("code cache flushes", self.flushes),
+        ];
+        for (name, count) in counts {
+            writeln!(f, "{count:>14} {name}")?;
+        }
+        let mut handlers: Vec<_> = self.by_mnemonic.iter().collect();
+        handlers.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        for (mnemonic, count) in handlers.into_iter().take(30) {
+            writeln!(f, "{count:>14} {mnemonic:?}")?;
+        }
+        Ok(())
+    }
 }

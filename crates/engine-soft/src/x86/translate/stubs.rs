@@ -5,7 +5,7 @@
 use engine::Error;
 
 use super::super::cpu::Cpu;
-use super::asm::{Alu, Asm, Mem, cc, host};
+use super::asm::{Alu, Asm, Fixup, Mem, cc, host};
 use super::cache::CodeCache;
 use super::frame::at;
 use super::regs::{A, B, pairs};
@@ -17,6 +17,8 @@ pub type Helper = unsafe extern "sysv64" fn(*mut Cpu, u64) -> u64;
 
 /// The site number of an indirect jump whose target is not in the jump cache.
 pub const SITE_INDIRECT: u64 = 0;
+/// The site number of a jump to another page whose target is not in the jump cache.
+pub const SITE_FAR: u64 = 1;
 
 /// Addresses of the fixed code.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Stubs {
     pub run: u64,
     /// `jmp`: goes on at the linear address in [`A`].
     pub indirect: u64,
+    /// The same, from a jump whose site is in [`Frame::far_site`](super::frame::Frame::far_site).
+    pub far: u64,
     /// `call`: brings the guest's vector registers into the host's.
     pub simd_load: u64,
 }
@@ -146,8 +150,9 @@ fn helper(asm: &mut Asm, target: Helper, simd_save: u64, simd_load: u64) {
     leave(asm);
 }
 
-/// Jump to the linear address in A: flags are in their slot.
-fn indirect(asm: &mut Asm) {
+/// Jump to the linear address in A: flags are in their slot. What is not in the jump cache goes to `exit`
+/// as `site`.
+fn indirect(asm: &mut Asm, site: u64, exit: u64) {
     asm.mov(B, A);
     asm.shr(B, 12);
     asm.alu(Alu::Xor, B, A);
@@ -155,17 +160,31 @@ fn indirect(asm: &mut Asm) {
     asm.shl32(B, 5);
     asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
     let other = asm.jcc_forward(cc::NZ);
+    let elsewhere = hit(asm);
+    asm.bind(elsewhere);
+    asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
+    asm.bind(other);
+    asm.alu_imm(false, Alu::Xor, B, 32); // the second way
+    asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
+    let none = asm.jcc_forward(cc::NZ);
+    let nowhere = hit(asm);
+    asm.bind(nowhere);
+    asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
+    asm.bind(none);
+    asm.store(rsp(at::SCRATCH), A);
+    asm.push_imm(site as u32);
+    asm.jmp(exit);
+}
+
+/// The entry at B has the right address: goes there if the context is right, too.
+fn hit(asm: &mut Asm) -> Fixup {
     asm.load(A, rsp(at::CONTEXT));
     asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 0, at::JUMP_CONTEXT));
     let elsewhere = asm.jcc_forward(cc::NZ);
     asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_PAGE));
     asm.store(rsp(at::PAGE), A);
     asm.jmp_mem(Mem::indexed(host::RSP, B, 0, at::JUMP_CODE));
-    asm.bind(elsewhere);
-    asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
-    asm.bind(other);
-    asm.store(rsp(at::SCRATCH), A);
-    asm.push_imm(SITE_INDIRECT as u32);
+    elsewhere
 }
 
 impl Stubs {
@@ -178,13 +197,15 @@ impl Stubs {
         simd_save(&mut asm, avx);
         stubs.enter = asm.here();
         enter(&mut asm);
-        stubs.indirect = asm.here();
-        indirect(&mut asm);
-        stubs.exit = asm.here(); // falls through from `indirect`
+        stubs.exit = asm.here();
         pop_site(&mut asm);
         spill(&mut asm);
         save_simd_if_loaded(&mut asm, simd_save_at);
         leave(&mut asm);
+        stubs.indirect = asm.here();
+        indirect(&mut asm, SITE_INDIRECT, stubs.exit);
+        stubs.far = asm.here();
+        indirect(&mut asm, SITE_FAR, stubs.exit);
         stubs.miss = asm.here();
         helper(&mut asm, miss, simd_save_at, stubs.simd_load);
         stubs.run = asm.here();

@@ -8,21 +8,21 @@ use std::sync::atomic::Ordering;
 use engine::Error;
 use engine::x86::bits::{cr0, cr4, rflags};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory};
-use mem::{HostInt, PAGE_SIZE};
+use mem::PAGE_SIZE;
 
 use super::super::block::Blocks;
 use super::super::cpu::Cpu;
-use super::super::decode::MAX_LEN;
+use super::super::decode::{self, MAX_LEN};
 use super::super::exception::{Exception, Exec};
-use super::super::op::{RIP, flag};
-use super::super::run::{code_page, step_block};
-use super::build::{End, Place, Unit, build, liveness};
+use super::super::op::{Op, RIP, flag};
+use super::super::run::{code_page, copy_page, step_block};
+use super::build::{End, Place, Unit, build, build_straddle, liveness};
 use super::cache::CodeCache;
 use super::helpers;
 use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
-use super::site::{OpSite, Site};
+use super::site::{Entry, FarSite, OpSite, Site};
 use super::stats::Stats;
-use super::stubs::{SITE_INDIRECT, Stubs};
+use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
 use crate::clock::Clock;
 use crate::vm::attention;
 
@@ -34,6 +34,8 @@ const LOOK_AHEAD: usize = 4;
 const ROOM: usize = 64 << 10;
 /// Sites kept before everything is dropped, some 100 bytes each.
 const MAX_SITES: usize = 1 << 20;
+/// Page and context pairs remembered.
+const MAX_ALIASES: usize = 1 << 19;
 const OFFSET: u64 = PAGE_SIZE - 1;
 
 /// What a unit is found by: page and offset, and the parts of the mode that translation depends on.
@@ -69,14 +71,29 @@ struct Page {
     units: Vec<Key>,
 }
 
+/// A decoded instruction across two pages.
+struct Straddle {
+    versions: [u32; 2],
+    /// Guest-physical address of the second page.
+    second: u64,
+    op: Op,
+}
+
 /// A jump that can be linked if the next unit to run is its target.
 struct Link {
-    patch: u64,
-    back: bool,
+    how: Joint,
     /// Linear and guest-physical address and mode of the target.
     target: u64,
     gpa: u64,
     mode: u8,
+}
+
+/// How a jump is linked.
+#[derive(Clone, Copy)]
+enum Joint {
+    /// Within the page: the place of its offset.
+    Near(u64, Entry),
+    Far(FarSite),
 }
 
 /// The translator of one vCPU.
@@ -86,9 +103,17 @@ pub struct Translator {
     sites: Vec<Site>,
     units: Map<Key, Unit>,
     pages: Map<u64, Page>,
+    straddles: Map<Key, Straddle>,
+    /// Contexts by number: when the jump cache was last cleared, and the number of links made since.
+    link_ids: Map<u64, (u64, u64)>,
+    next_link_id: u64,
+    /// Linear address at which a page is executed, by page and link number.
+    aliases: Map<u64, u64>,
     /// Changes to code pages that have been looked at ([`mem::code_changes`]).
     seen: u64,
     link: Option<Link>,
+    /// The next instruction is for the interpreter.
+    pub(super) interpret: bool,
     /// Raised by a handler that translated code called.
     pub(super) exception: Option<Exception>,
     factory: InstructionInfoFactory,
@@ -110,11 +135,16 @@ impl Translator {
         Ok(Translator {
             cache,
             stubs,
-            sites: vec![Site::Indirect],
+            sites: vec![Site::Indirect, Site::FarMiss],
+            link_ids: Map::default(),
+            next_link_id: 1,
+            aliases: Map::default(),
             units: Map::default(),
             pages: Map::default(),
+            straddles: Map::default(),
             seen: 0,
             link: None,
+            interpret: false,
             exception: None,
             factory: InstructionInfoFactory::new(),
             profile: std::env::var_os("OSPITE_PROFILE").is_some(),
@@ -141,10 +171,13 @@ impl Translator {
     /// Drops all translated code.
     pub fn clear(&mut self, cpu: &mut Cpu) {
         self.cache.reset();
-        self.sites.truncate(1);
+        self.sites.truncate(2);
         self.units.clear();
         self.pages.clear();
+        self.straddles.clear();
         self.link = None;
+        self.link_ids.clear();
+        self.aliases.clear();
         cpu.tlb.jumps.clear();
         self.stats.flushes += 1;
     }
@@ -154,7 +187,7 @@ impl Translator {
     /// # Safety
     /// `cpu` is in a [`CpuBox`](super::frame::CpuBox).
     pub unsafe fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
-        if !translatable(cpu) {
+        if std::mem::take(&mut self.interpret) || !translatable(cpu) {
             self.stats.interpreted += 1;
             return step_block(cpu, blocks);
         }
@@ -169,8 +202,11 @@ impl Translator {
             self.stats.interpreted += 1;
             return step_block(cpu, blocks);
         };
-        self.follow_link(rip, gpa, mode, unit);
-        self.prepare(cpu, rip, mode, unit);
+        let context = self.prepare(cpu, rip, mode, unit);
+        let Some(linkable) = self.number_links(cpu, rip, gpa, context) else {
+            return Ok(()); // all code was dropped: look again
+        };
+        self.follow_link(cpu, rip, gpa, mode, unit, linkable);
         self.stats.entries += 1;
         let translator = std::ptr::from_mut(self);
         cpu.frame.translator = translator.expose_provenance() as u64;
@@ -194,13 +230,22 @@ impl Translator {
                 self.stats.jump_misses += 1;
                 cpu.regs[RIP as usize] = cpu.frame.scratch[0];
             }
-            Some(Site::Op(_)) => return Ok(()), // the handler did it
-            Some(Site::Link { patch, target, back }) => {
+            // The handler did it.
+            Some(Site::Op(_) | Site::Straddle { .. }) => return Ok(()),
+            Some(Site::Link { patch, target, entry }) => {
                 let rip = page | u64::from(target);
                 cpu.regs[RIP as usize] = rip;
-                if let Some(gpa) = cpu.tlb.code(cpu.cpl == 3, rip) {
-                    let gpa = gpa | u64::from(target);
-                    self.link = Some(Link { patch, back, target: rip, gpa, mode: mode_bits(cpu) });
+                self.want_link(cpu, Joint::Near(patch, entry));
+            }
+            Some(Site::Far(site)) => {
+                cpu.regs[RIP as usize] = page.wrapping_add(site.offset as u64);
+                self.want_link(cpu, Joint::Far(site));
+            }
+            Some(Site::FarMiss) => {
+                self.stats.jump_misses += 1;
+                cpu.regs[RIP as usize] = cpu.frame.scratch[0];
+                if let Some(Site::Far(site)) = self.site(cpu.frame.far_site) {
+                    self.want_link(cpu, Joint::Far(site));
                 }
             }
             Some(Site::Leave { at }) => {
@@ -208,22 +253,76 @@ impl Translator {
                 cpu.regs[RIP as usize] = page.wrapping_add(at.into());
             }
         }
-        debug_assert_eq!(SITE_INDIRECT, 0);
+        debug_assert_eq!((SITE_INDIRECT, SITE_FAR), (0, 1));
         cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
         Ok(())
     }
 
-    /// Patches the jump that translated code was left at, if this is where it goes.
-    fn follow_link(&mut self, rip: u64, gpa: u64, mode: u8, unit: Unit) {
-        let Some(link) = self.link.take() else { return };
-        if (link.target, link.gpa, link.mode) == (rip, gpa, mode) {
-            self.cache.patch_jump(link.patch, if link.back { unit.checked } else { unit.direct });
-            self.stats.links += 1;
+    /// The jump that translated code was left at can be linked when its target is known.
+    fn want_link(&mut self, cpu: &Cpu, how: Joint) {
+        let target = cpu.regs[RIP as usize];
+        // If the page is not in the TLB, the jump is linked the next time.
+        if let Some(gpa) = cpu.tlb.code(cpu.cpl == 3, target) {
+            self.link = Some(Link { how, target, gpa: gpa | target & OFFSET, mode: mode_bits(cpu) });
         }
     }
 
+    /// Patches the jump that translated code was left at, if this is where it goes.
+    fn follow_link(&mut self, cpu: &Cpu, rip: u64, gpa: u64, mode: u8, unit: Unit, linkable: bool) {
+        let Some(link) = self.link.take() else { return };
+        if (link.target, link.gpa, link.mode) != (rip, gpa, mode) {
+            return;
+        }
+        match link.how {
+            Joint::Near(patch, entry) => self.cache.patch_jump(patch, unit.entry(entry)),
+            Joint::Far(site) => {
+                self.cache.patch_jump(site.other, site.lookup);
+                if linkable {
+                    self.cache.patch(site.guard, cpu.tlb.jumps.link_id as u32);
+                    self.cache.patch_jump(site.jump, unit.indirect);
+                }
+            }
+        }
+        self.stats.links += 1;
+    }
+
+    /// Sees to the number that links across pages are guarded by. Answers whether the current page may
+    /// be linked to: not if it is executed at several linear addresses, from which the same jump goes
+    /// to different places. `None` if everything was dropped to begin anew.
+    fn number_links(&mut self, cpu: &mut Cpu, rip: u64, gpa: u64, context: u64) -> Option<bool> {
+        let jumps = &mut cpu.tlb.jumps;
+        if jumps.link_id == 0 {
+            let next = self.next_link_id;
+            let known = self.link_ids.entry(context).or_insert((jumps.epoch, next));
+            if known.0 != jumps.epoch {
+                *known = (jumps.epoch, next);
+            }
+            if known.1 == next {
+                self.next_link_id += 1;
+            }
+            jumps.link_id = known.1;
+        }
+        let id = jumps.link_id;
+        if self.aliases.len() > MAX_ALIASES || self.next_link_id >= u32::MAX.into() {
+            self.aliases.clear();
+            self.link_ids.clear();
+            self.next_link_id = 1;
+            self.clear(cpu);
+            return None;
+        }
+        let linear = rip & !OFFSET;
+        let alias = self.aliases.entry(gpa >> 12 << 32 | id).or_insert(linear);
+        if *alias == linear {
+            return Some(true);
+        }
+        // Void all links: some may have been made from here at the other address.
+        *alias = linear;
+        jumps.clear();
+        Some(false)
+    }
+
     /// Fills the frame for the unit at `rip`.
-    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit) {
+    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit) -> u64 {
         let user = cpu.cpl == 3;
         let context = if user { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() };
         let private = !user && !cpu.tlb.code_is_global(user, rip);
@@ -244,6 +343,7 @@ impl Translator {
         cpu.leave_block = false;
         cpu.debug_shadow = false;
         Translator::publish_deadline(cpu);
+        context
     }
 
     /// Lets the ticker know when the APIC timer is due.
@@ -304,12 +404,7 @@ impl Translator {
         if !keep {
             return None;
         }
-        let mut bytes = [0u8; PAGE_SIZE as usize];
-        for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
-            // SAFETY: within the page.
-            let word: u64 = unsafe { HostInt::load(page.host.add(8 * i)) };
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
+        let bytes = copy_page(&page);
         let unit = self.translate_bytes(cpu, &bytes, (gpa & OFFSET) as u32, mode)?;
         let key = Key::new(gpa, mode);
         let known = self.pages.entry(gpa & !OFFSET).or_insert(Page { version, units: Vec::new() });
@@ -324,10 +419,50 @@ impl Translator {
         Some(unit)
     }
 
+    /// The instruction at offset `at` of the current page, whose last bytes are in the next one. `None`
+    /// if the interpreter must have a look: the page is not there, or written, or not only ours.
+    pub(super) fn straddling(&mut self, cpu: &mut Cpu, at: u16) -> Option<Op> {
+        let rip = cpu.frame.page | u64::from(at);
+        let user = cpu.cpl == 3;
+        let first = cpu.tlb.code(user, rip)?;
+        let second = cpu.tlb.code(user, (rip | OFFSET).wrapping_add(1))?;
+        let vm = cpu.vm.clone();
+        let pages = [vm.ram.page(first)?, vm.ram.page(second)?];
+        let versions = pages.map(|page| page.state.version());
+        let key = Key::new(first | u64::from(at), mode_bits(cpu));
+        if let Some(known) = self.straddles.get(&key)
+            && (known.versions, known.second) == (versions, second)
+        {
+            return Some(known.op);
+        }
+        let mut versions = [0; 2];
+        for (page, version) in pages.iter().zip(&mut versions) {
+            let (now, fresh) = page.state.mark_code();
+            *version = now;
+            if fresh {
+                cpu.tlb.protect_writes();
+            }
+            if !vm.settle_code(cpu.id, fresh) {
+                return None;
+            }
+        }
+        let bytes = pages.map(|page| copy_page(&page));
+        let both = [&bytes[0][at.into()..], &bytes[1][..MAX_LEN]].concat();
+        let op = decode::decode(&both[..MAX_LEN.min(both.len())], &cpu.mode).ok()??;
+        self.straddles.insert(key, Straddle { versions, second, op });
+        Some(op)
+    }
+
     fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: u8) -> Option<Unit> {
         let (mut insns, end) = self.decode_run(cpu, page, at, mode);
         if insns.is_empty() {
-            return None;
+            if end != End::Straddle {
+                return None;
+            }
+            let place = Place { stubs: &self.stubs, view: cpu.view() };
+            let (code, unit) = build_straddle(at, self.cache.cursor(), &place, &mut self.sites);
+            self.cache.append(&code)?;
+            return Some(unit);
         }
         let lockstep = self.lockstep;
         let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at) };
@@ -350,8 +485,10 @@ impl Translator {
         let mut at = at as usize;
         while insns.len() < MAX_INSNS && at < page.len() {
             let bytes = &page[at..page.len().min(at + MAX_LEN)];
-            let Ok(Some(insn)) = decode(bytes, at as u32, &cpu.mode, features, &mut self.factory) else {
-                return (insns, End::Interpret);
+            let insn = match decode(bytes, at as u32, &cpu.mode, features, &mut self.factory) {
+                Ok(Some(insn)) => insn,
+                Ok(None) if !self.lockstep => return (insns, End::Straddle),
+                _ => return (insns, End::Interpret),
             };
             if self.lockstep && insn.class == Class::Handler {
                 return (insns, End::Interpret);
@@ -364,6 +501,14 @@ impl Translator {
             }
         }
         (insns, End::Cut)
+    }
+}
+
+impl Drop for Translator {
+    fn drop(&mut self) {
+        if self.profile {
+            eprintln!("{}", self.stats);
+        }
     }
 }
 
