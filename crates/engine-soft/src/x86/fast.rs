@@ -170,7 +170,9 @@ impl JumpCache {
     pub fn fill(&mut self, linear: u64, context: u64, code: u64, private: bool) {
         let slot = jump_slot(linear);
         let before = self.entries[slot];
-        if before.context != NO_CONTEXT && (before.linear, before.context) != (linear, context) {
+        let other = before.context != NO_CONTEXT && (before.linear, before.context) != (linear, context);
+        // What is here as its second choice goes, or it would drive out others for ever.
+        if other && jump_slot(before.linear) == slot {
             self.entries[slot ^ 1] = before;
         }
         self.entries[slot] = JumpEntry { linear, context, page: linear & PAGE, code };

@@ -37,6 +37,8 @@ pub struct Stats {
     pub voided: u64,
     /// Times that the code cache was full.
     pub flushes: u64,
+    /// Targets that were not in the jump cache, by address; only counted if asked for.
+    pub missed: HashMap<u64, u64>,
     /// Handlers run, by instruction; only counted if asked for.
     pub by_mnemonic: HashMap<Mnemonic, u64>,
 }
@@ -67,6 +69,11 @@ impl std::fmt::Display for Stats {
         handlers.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         for (mnemonic, count) in handlers.into_iter().take(30) {
             writeln!(f, "{count:>14} {mnemonic:?}")?;
+        }
+        let mut missed: Vec<_> = self.missed.iter().collect();
+        missed.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        for (target, count) in missed.into_iter().take(10) {
+            writeln!(f, "{count:>14} {target:#x}")?;
         }
         Ok(())
     }

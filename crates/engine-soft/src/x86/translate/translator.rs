@@ -229,6 +229,9 @@ impl Translator {
             Some(Site::Indirect) | None => {
                 self.stats.jump_misses += 1;
                 cpu.regs[RIP as usize] = cpu.frame.scratch[0];
+                if self.profile {
+                    *self.stats.missed.entry(cpu.frame.scratch[0]).or_default() += 1;
+                }
             }
             // The handler did it.
             Some(Site::Op(_) | Site::Straddle { .. }) => return Ok(()),
