@@ -12,6 +12,7 @@ use super::msr::Msrs;
 use super::op::{MemRef, Op, RIP, seg};
 use super::tlb::{Tlb, View};
 use super::translate::frame::Frame;
+use super::translate::lockstep::WriteLog;
 use crate::vm::Shared;
 
 /// One vCPU. Instruction handlers get it by `&mut`; everything a handler may touch is here.
@@ -81,6 +82,8 @@ pub struct Cpu {
     pub debug_trap: u64,
     /// An event that a restored state was caught in the delivery of.
     pub pending: Option<PendingEvent>,
+    /// What memory was before it is written, while an instruction may have to be undone (lockstep).
+    pub write_log: Option<Box<WriteLog>>,
     /// What all vCPUs share.
     pub vm: Arc<Shared>,
     /// Number of this vCPU.
@@ -186,6 +189,7 @@ impl Cpu {
             leave_block: false,
             debug_shadow: false,
             debug_trap: 0,
+            write_log: None,
             pending: None,
             vm,
             id,

@@ -32,6 +32,7 @@ pub mod cache;
 pub mod frame;
 pub mod helpers;
 pub mod insn;
+pub mod lockstep;
 pub mod memory;
 pub mod plain;
 pub mod raw;

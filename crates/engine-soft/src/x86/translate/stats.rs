@@ -25,6 +25,10 @@ pub struct Stats {
     pub handlers: u64,
     /// Jumps linked.
     pub links: u64,
+    /// Units run in lockstep, and those that differed.
+    pub compared: u64,
+    /// See [`Stats::compared`].
+    pub mismatches: u64,
     /// Targets that were not in the jump cache.
     pub jump_misses: u64,
     /// Instructions across pages.

@@ -14,12 +14,14 @@ use super::super::block::Blocks;
 use super::super::cpu::Cpu;
 use super::super::decode::{self, MAX_LEN};
 use super::super::exception::{Exception, Exec};
+use super::super::fast::NO_CONTEXT;
 use super::super::op::{Op, RIP, flag};
 use super::super::run::{code_page, copy_page, step_block};
 use super::build::{End, Place, Unit, build, build_straddle, liveness};
 use super::cache::CodeCache;
 use super::helpers;
 use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
+use super::lockstep::{self, Step};
 use super::site::{Entry, FarSite, OpSite, Site};
 use super::stats::Stats;
 use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
@@ -104,6 +106,8 @@ pub struct Translator {
     units: Map<Key, Unit>,
     pages: Map<u64, Page>,
     straddles: Map<Key, Straddle>,
+    /// The instructions of each unit, and how often it was compared, in lockstep.
+    steps: Map<Key, (Vec<Step>, u32)>,
     /// Contexts by number: when the jump cache was last cleared, and the number of links made since.
     link_ids: Map<u64, (u64, u64)>,
     next_link_id: u64,
@@ -142,6 +146,7 @@ impl Translator {
             units: Map::default(),
             pages: Map::default(),
             straddles: Map::default(),
+            steps: Map::default(),
             seen: 0,
             link: None,
             interpret: false,
@@ -202,12 +207,64 @@ impl Translator {
             self.stats.interpreted += 1;
             return step_block(cpu, blocks);
         };
-        let context = self.prepare(cpu, rip, mode, unit);
+        let key = Key::new(gpa, mode);
+        let context = self.prepare(cpu, rip, mode, unit, self.trusted(key));
         let Some(linkable) = self.number_links(cpu, rip, gpa, context) else {
             return Ok(()); // all code was dropped: look again
         };
-        self.follow_link(cpu, rip, gpa, mode, unit, linkable);
+        if self.trusted(key) {
+            self.follow_link(cpu, rip, gpa, mode, unit, linkable);
+        }
         self.stats.entries += 1;
+        if !self.trusted(key) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.step_both(cpu, key, unit) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.enter(cpu, unit) }
+    }
+
+    /// Whether a unit runs on the translator alone.
+    fn trusted(&self, key: Key) -> bool {
+        !self.lockstep || self.steps.get(&key).is_some_and(|(_, count)| *count >= lockstep::COMPARISONS)
+    }
+
+    /// The unit on both tiers.
+    ///
+    /// # Safety
+    /// As for [`Translator::step`].
+    unsafe fn step_both(&mut self, cpu: &mut Cpu, key: Key, unit: Unit) -> Exec {
+        let Some((steps, count)) = self.steps.remove(&key) else { return Ok(()) };
+        cpu.frame.attention_mask = 0;
+        let result = match lockstep::interpret(cpu, &steps) {
+            Err(result) => result,
+            Ok(expected) => {
+                // No links and no jumps through the cache: one unit at a time.
+                cpu.frame.context = NO_CONTEXT - 1;
+                cpu.tlb.jumps.link_id = 0;
+                cpu.leave_block = false;
+                // SAFETY: the caller's promise.
+                let found = unsafe { self.enter(cpu, unit) };
+                self.link = None;
+                self.interpret = false;
+                self.stats.compared += 1;
+                if !lockstep::compare(cpu, &steps, &expected, found, self.stats.mismatches) {
+                    self.stats.mismatches += 1;
+                }
+                expected.result()
+            }
+        };
+        if self.units.contains_key(&key) {
+            self.steps.insert(key, (steps, count + 1));
+        }
+        result
+    }
+
+    /// Runs translated code from a unit on.
+    ///
+    /// # Safety
+    /// As for [`Translator::step`].
+    unsafe fn enter(&mut self, cpu: &mut Cpu, unit: Unit) -> Exec {
         let translator = std::ptr::from_mut(self);
         cpu.frame.translator = translator.expose_provenance() as u64;
         let cpu = std::ptr::from_mut(cpu);
@@ -325,11 +382,13 @@ impl Translator {
     }
 
     /// Fills the frame for the unit at `rip`.
-    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit) -> u64 {
+    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit, trusted: bool) -> u64 {
         let user = cpu.cpl == 3;
         let context = if user { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() };
         let private = !user && !cpu.tlb.code_is_global(user, rip);
-        cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
+        if trusted {
+            cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
+        }
         let frame = &mut cpu.frame;
         frame.context = context;
         frame.page = rip & !OFFSET;
@@ -408,7 +467,7 @@ impl Translator {
             return None;
         }
         let bytes = copy_page(&page);
-        let unit = self.translate_bytes(cpu, &bytes, (gpa & OFFSET) as u32, mode)?;
+        let unit = self.translate_bytes(cpu, &bytes, gpa, mode)?;
         let key = Key::new(gpa, mode);
         let known = self.pages.entry(gpa & !OFFSET).or_insert(Page { version, units: Vec::new() });
         known.units.push(key);
@@ -456,7 +515,8 @@ impl Translator {
         Some(op)
     }
 
-    fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: u8) -> Option<Unit> {
+    fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
+        let at = (gpa & OFFSET) as u32;
         let (mut insns, end) = self.decode_run(cpu, page, at, mode);
         if insns.is_empty() {
             if end != End::Straddle {
@@ -472,6 +532,9 @@ impl Translator {
         liveness(&mut insns, &live_at);
         let place = Place { stubs: &self.stubs, view: cpu.view() };
         let (code, unit) = build(&insns, end, self.cache.cursor(), &place, &mut self.sites);
+        if self.lockstep {
+            self.steps.insert(Key::new(gpa, mode), (insns.iter().map(Step::new).collect(), 0));
+        }
         if std::env::var_os("OSPITE_DUMP").is_some() {
             dump(&insns, &code, self.cache.cursor());
         }
@@ -509,6 +572,9 @@ impl Translator {
 
 impl Drop for Translator {
     fn drop(&mut self) {
+        if self.lockstep {
+            eprintln!("lockstep: {} units compared, {} differ", self.stats.compared, self.stats.mismatches);
+        }
         if self.profile {
             eprintln!("{}", self.stats);
         }
