@@ -51,10 +51,12 @@ impl engine::Vcpu for SoftVcpu {
         let blocks = &mut self.blocks;
         Ok(match &mut self.translator {
             None => self.cpu.with_io(io, |cpu| run::run(cpu, blocks)),
-            // SAFETY: the vCPU is in a box of that kind.
-            Some(translator) => {
-                self.cpu.with_io(io, |cpu| run::run_by(cpu, |cpu| unsafe { translator.step(cpu, blocks) }))
-            }
+            Some(translator) => self.cpu.with_io(io, |cpu| {
+                run::run_by(cpu, |cpu| {
+                    // SAFETY: the vCPU is in a box of that kind.
+                    unsafe { translator.step(cpu, blocks) }
+                })
+            }),
         })
     }
 

@@ -9,14 +9,14 @@
 //! | direct jump to a unit of the same page | the host's flags |
 //! | jump to another page, indirect jump, call, return, exit to Rust | [`Frame::flags`](super::frame::Frame::flags) |
 
+use super::super::op::flag;
+use super::super::tlb::View;
 use super::asm::{Alu, Asm, Fixup, Mem, cc, host};
 use super::frame::at;
 use super::insn::{ARITHMETIC, Class, Insn};
 use super::regs::{A, host_of};
 use super::site::{Entry as LinkEntry, FarSite, OpSite, Site};
 use super::stubs::Stubs;
-use super::super::op::flag;
-use super::super::tlb::View;
 
 /// Entries of a translated unit.
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +127,13 @@ pub(super) fn in_page(target: i64) -> Option<u32> {
 }
 
 /// Builds a unit of `insns` at `base`. Its sites are appended to `sites`.
-pub fn build(insns: &[Insn], end: End, base: u64, place: &Place<'_>, sites: &mut Vec<Site>) -> (Vec<u8>, Unit) {
+pub fn build(
+    insns: &[Insn],
+    end: End,
+    base: u64,
+    place: &Place<'_>,
+    sites: &mut Vec<Site>,
+) -> (Vec<u8>, Unit) {
     let mut b = Builder::new(base, place, sites);
     let unit = b.entries(insns);
     for insn in insns {

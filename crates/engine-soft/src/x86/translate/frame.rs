@@ -99,7 +99,8 @@ pub mod at {
     /// The tag for reads or writes in slot 0 of a view's fast TLB.
     pub fn tag(view: View, write: bool) -> i32 {
         let field = if write { offset_of!(FastEntry, write) } else { offset_of!(FastEntry, read) };
-        (DATA + view as usize * size_of::<[FastEntry; super::super::super::fast::FAST_ENTRIES]>() + field) as i32
+        (DATA + view as usize * size_of::<[FastEntry; super::super::super::fast::FAST_ENTRIES]>() + field)
+            as i32
     }
     /// The host address in slot 0 of a view's fast TLB.
     pub fn host(view: View) -> i32 {

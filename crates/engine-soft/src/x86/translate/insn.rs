@@ -118,7 +118,8 @@ impl Insn {
     /// Target of a direct branch, relative to the start of its page.
     pub fn target(&self) -> i64 {
         let offset = self.ins.near_branch_target();
-        let offset = if self.ins.code_size() == CodeSize::Code64 { offset as i64 } else { offset as i32 as i64 };
+        let offset =
+            if self.ins.code_size() == CodeSize::Code64 { offset as i64 } else { offset as i32 as i64 };
         offset + i64::from(self.at)
     }
 }
@@ -194,11 +195,66 @@ fn simple(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Mov | Movzx | Movsx | Movsxd | Imul | Mul | Neg
-            | Not | Inc | Dec | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Bt | Bts | Btr
-            | Btc | Xchg | Xadd | Cmpxchg | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Andn | Bextr | Blsi | Blsr
-            | Blsmsk | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Movbe | Crc32 | Movnti | Adcx
-            | Adox | Cmpxchg8b | Cmpxchg16b
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Imul
+            | Mul
+            | Neg
+            | Not
+            | Inc
+            | Dec
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsr
+            | Blsmsk
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Movbe
+            | Crc32
+            | Movnti
+            | Adcx
+            | Adox
+            | Cmpxchg8b
+            | Cmpxchg16b
     ) || is_setcc_or_cmov(mnemonic)
 }
 
@@ -206,9 +262,38 @@ fn is_setcc_or_cmov(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Cmovo | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns | Cmovp | Cmovnp
-            | Cmovl | Cmovge | Cmovle | Cmovg | Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets
-            | Setns | Setp | Setnp | Setl | Setge | Setle | Setg
+        Cmovo
+            | Cmovno
+            | Cmovb
+            | Cmovae
+            | Cmove
+            | Cmovne
+            | Cmovbe
+            | Cmova
+            | Cmovs
+            | Cmovns
+            | Cmovp
+            | Cmovnp
+            | Cmovl
+            | Cmovge
+            | Cmovle
+            | Cmovg
+            | Seto
+            | Setno
+            | Setb
+            | Setae
+            | Sete
+            | Setne
+            | Setbe
+            | Seta
+            | Sets
+            | Setns
+            | Setp
+            | Setnp
+            | Setl
+            | Setge
+            | Setle
+            | Setg
     )
 }
 
@@ -216,7 +301,14 @@ fn nothing(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Nop | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw | Prefetch
+        Nop | Endbr64
+            | Endbr32
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetchnta
+            | Prefetchw
+            | Prefetch
             | Reservednop
     )
 }
@@ -370,10 +462,8 @@ fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -
     }
     if let Some(n) = memory {
         // The bit string forms address memory by the bit offset in the register.
-        let bits = matches!(
-            insn.ins.mnemonic(),
-            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
-        );
+        let bits =
+            matches!(insn.ins.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
         if bits && insn.ins.op1_kind() == OpKind::Register {
             return Class::Handler;
         }
@@ -392,9 +482,8 @@ fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -
 /// How many registers need scratch registers; `None` if there are not enough, or if AH to BH would have
 /// to stand beside a register that needs a REX prefix.
 pub(super) fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
-    let registers = || {
-        (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register).map(|n| ins.op_register(n))
-    };
+    let registers =
+        || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register).map(|n| ins.op_register(n));
     let mut slots = [None; 4];
     let mut count = 0;
     for number in registers().filter_map(gpr).filter(|&number| host_of(number).is_none()) {

@@ -254,7 +254,8 @@ fn report(steps: &[Step], before: &State, differences: &[String]) {
     for number in 0..16 {
         text += &format!("\n    before: register {number} {:#x}", before.regs[number]);
     }
-    text += &format!("\n    before: RFLAGS {:#x}, stack {:#x}", before.rflags, before.regs[reg::RSP as usize]);
+    text +=
+        &format!("\n    before: RFLAGS {:#x}, stack {:#x}", before.rflags, before.regs[reg::RSP as usize]);
     for difference in differences {
         text += &format!("\n  {difference}");
     }

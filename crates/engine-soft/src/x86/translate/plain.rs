@@ -48,8 +48,8 @@ impl Mapped {
             }
             let Some(number) = gpr(ins.op_register(n)) else { continue };
             let access = insn.slots >> (2 * n);
-            let register =
-                host_of(number).unwrap_or_else(|| mapped.scratch(number, pool, access & 1 != 0, access & 2 != 0));
+            let register = host_of(number)
+                .unwrap_or_else(|| mapped.scratch(number, pool, access & 1 != 0, access & 2 != 0));
             match place(code.op_kind(n)) {
                 Place::Reg => mapped.reg = Field::Host(register),
                 Place::Rm => mapped.rm = Field::Host(register),
@@ -143,7 +143,8 @@ impl Builder<'_> {
             None => self.in_register(gpr(insn.ins.op0_register()).unwrap_or(0), B),
         };
         let signed = insn.ins.mnemonic() == Mnemonic::Idiv;
-        let unsafe_jumps = if signed { self.signed_guard(wide, divisor) } else { self.unsigned_guard(wide, divisor) };
+        let unsafe_jumps =
+            if signed { self.signed_guard(wide, divisor) } else { self.unsigned_guard(wide, divisor) };
         self.asm.op_reg(wide, &[0xf7], if signed { 7 } else { 6 }, divisor);
         self.executed(insn);
         let resume = self.asm.position();

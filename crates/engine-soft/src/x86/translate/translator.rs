@@ -627,8 +627,5 @@ fn features_of(mode: u8) -> Features {
 
 /// Whether nothing is going on that only the interpreter knows.
 fn translatable(cpu: &Cpu) -> bool {
-    cpu.mode.long64
-        && !cpu.mode.align_check
-        && !cpu.interrupt_shadow
-        && !cpu.watched()
+    cpu.mode.long64 && !cpu.mode.align_check && !cpu.interrupt_shadow && !cpu.watched()
 }

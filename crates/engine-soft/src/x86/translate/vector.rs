@@ -4,7 +4,9 @@
 //! when Rust code runs. Whether the guest may execute an instruction (features, XCR0, CR4) the
 //! interpreter's family has decided when it found a handler, or the mode that the unit is keyed by says.
 
-use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpCodeOperandKind, OpKind};
+use iced_x86::{
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpCodeOperandKind, OpKind,
+};
 
 use super::super::cpu::Mode;
 use super::asm::{Fixup, cc};
@@ -14,7 +16,12 @@ use super::insn::{Class, Features, Insn, access, slot_accesses, slot_count, with
 use super::regs::A;
 
 /// Whether, and how, an instruction on vector registers is translated.
-pub fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut InstructionInfoFactory) -> Class {
+pub fn classify(
+    insn: &mut Insn,
+    mode: &Mode,
+    features: Features,
+    factory: &mut InstructionInfoFactory,
+) -> Class {
     use Mnemonic::*;
     let ins = &insn.ins;
     let vex = match ins.encoding() {
@@ -55,8 +62,8 @@ fn registers_fit(ins: &Instruction) -> bool {
         match code.op_kind(n) {
             xmm_or_mem | ymm_or_mem | xmm_reg | xmm_rm | xmm_vvvv | xmm_is4 | ymm_reg | ymm_rm | ymm_vvvv
             | ymm_is4 => vector = true,
-            r32_or_mem | r64_or_mem | r32_reg | r64_reg | r32_rm | r64_rm | r32_reg_mem | r64_reg_mem | mem
-            | imm8 => {}
+            r32_or_mem | r64_or_mem | r32_reg | r64_reg | r32_rm | r64_rm | r32_reg_mem | r64_reg_mem
+            | mem | imm8 => {}
             // XMM0 is implied by some.
             _ if ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_xmm() => {}
             _ => return false,

@@ -43,7 +43,7 @@ fn candidate(random: &mut Random) -> Vec<u8> {
         // VEX
         bytes.extend(match random.below(2) {
             0 => vec![0xc5, random.next() as u8],
-            _ => vec![0xc4, random.next() as u8 & 0xe0 | 1 + random.below(3) as u8, random.next() as u8],
+            _ => vec![0xc4, random.next() as u8 & 0xe0 | (1 + random.below(3) as u8), random.next() as u8],
         });
         bytes.extend((0..11).map(|_| random.next() as u8));
         return bytes;
@@ -67,16 +67,74 @@ fn wanted(ins: &Instruction) -> bool {
     use Mnemonic::*;
     let never = matches!(
         ins.mnemonic(),
-        Hlt | Wrmsr | Rdmsr | Rdtsc | Rdtscp | Cpuid | Rdrand | Rdseed | Rdpmc | Rdpid | Pause | In | Out | Insb
-            | Insw | Insd | Outsb | Outsw | Outsd | Sti | Cli | Popf | Popfq | Std | Clts | Lmsw | Invd
-            | Wbinvd | Invlpg | Swapgs | Sysret | Sysretq | Iretq | Iretd | Iret | Rsm | Vmcall | Vmmcall | Xsetbv
-            | Lahf | Lgdt | Lidt | Lldt | Ltr | Enter | Leave | Fxsave | Fxrstor | Fxsave64 | Fxrstor64 | Xsave | Xrstor
-            | Xsave64 | Xrstor64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Sgdt | Sidt | Monitor | Mwait
+        Hlt | Wrmsr
+            | Rdmsr
+            | Rdtsc
+            | Rdtscp
+            | Cpuid
+            | Rdrand
+            | Rdseed
+            | Rdpmc
+            | Rdpid
+            | Pause
+            | In
+            | Out
+            | Insb
+            | Insw
+            | Insd
+            | Outsb
+            | Outsw
+            | Outsd
+            | Sti
+            | Cli
+            | Popf
+            | Popfq
+            | Std
+            | Clts
+            | Lmsw
+            | Invd
+            | Wbinvd
+            | Invlpg
+            | Swapgs
+            | Sysret
+            | Sysretq
+            | Iretq
+            | Iretd
+            | Iret
+            | Rsm
+            | Vmcall
+            | Vmmcall
+            | Xsetbv
+            | Lahf
+            | Lgdt
+            | Lidt
+            | Lldt
+            | Ltr
+            | Enter
+            | Leave
+            | Fxsave
+            | Fxrstor
+            | Fxsave64
+            | Fxrstor64
+            | Xsave
+            | Xrstor
+            | Xsave64
+            | Xrstor64
+            | Xsaveopt
+            | Xsaveopt64
+            | Xsavec
+            | Xsavec64
+            | Sgdt
+            | Sidt
+            | Monitor
+            | Mwait
     );
     let strings = ins.is_string_instruction();
     let control = (0..ins.op_count()).any(|n| {
         ins.op_kind(n) == OpKind::Register
-            && (ins.op_register(n).is_cr() || ins.op_register(n).is_dr() || ins.op_register(n).is_segment_register())
+            && (ins.op_register(n).is_cr()
+                || ins.op_register(n).is_dr()
+                || ins.op_register(n).is_segment_register())
     });
     let x87 = ins.op_code().instruction_string().starts_with('F') || ins.is_stack_instruction();
     let defined = ins.rflags_undefined() & !RflagsBits::AF == 0;
@@ -85,7 +143,8 @@ fn wanted(ins: &Instruction) -> bool {
     let touches_stack_pointer = (0..ins.op_count()).any(|n| {
         ins.op_kind(n) == OpKind::Register && ins.op_register(n).full_register() == iced_x86::Register::RSP
     });
-    let unknown = (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_mm());
+    let unknown =
+        (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_mm());
     !never
         && !strings
         && !control

@@ -46,9 +46,7 @@ fn calls_return_and_the_stack_is_written() {
 #[test]
 fn flags_live_across_a_load_that_misses_are_kept() {
     // cmp eax, 5; mov rdx, [rbx]; setb cl; adc rdx, [rbx]; pushfq; pop rsi
-    let code = program(&[
-        &[0x83, 0xf8, 5, 0x48, 0x8b, 0x13, 0x0f, 0x92, 0xc1, 0x48, 0x13, 0x13, 0x9c, 0x5e],
-    ]);
+    let code = program(&[&[0x83, 0xf8, 5, 0x48, 0x8b, 0x13, 0x0f, 0x92, 0xc1, 0x48, 0x13, 0x13, 0x9c, 0x5e]]);
     let mut pair = Pair::new(&code);
     pair.poke(DATA + 0xffc, &[0xff; 8]);
     for (rax, rbx) in [(3, DATA), (7, DATA), (3, DATA + 0xffc), (5, DATA + 0xffc), (3, 0x7000_0000_0000)] {
