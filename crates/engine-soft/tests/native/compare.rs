@@ -67,13 +67,17 @@ impl Differences {
 
     fn extended(&mut self, host: &[u8; XSAVE], guest: &[u8; XSAVE]) {
         let host = &normalized(host);
-        for (what, at) in [("fcw", at::FCW), ("fsw", at::FSW), ("fop", at::FOP)] {
+        for (what, at) in [("fcw", at::FCW), ("fsw", at::FSW)] {
             self.number(what, get16(host, at).into(), get16(guest, at).into());
         }
         self.number("ftw", host[at::FTW].into(), guest[at::FTW].into());
         self.number("mxcsr", get32(host, at::MXCSR).into(), get32(guest, at::MXCSR).into());
-        for (what, at) in [("fip", at::FIP), ("fdp", at::FDP)] {
-            self.number(what, get64(host, at), get64(guest, at));
+        // AMD's CPUs show the last instruction only while its exception is pending.
+        if get16(host, at::FSW) >> 7 & 1 != 0 {
+            self.number("fop", get16(host, at::FOP).into(), get16(guest, at::FOP).into());
+            for (what, at) in [("fip", at::FIP), ("fdp", at::FDP)] {
+                self.number(what, get64(host, at), get64(guest, at));
+            }
         }
         for i in 0..8 {
             let at = at::ST + 16 * i;

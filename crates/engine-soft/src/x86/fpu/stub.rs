@@ -19,7 +19,7 @@ use std::{io, mem};
 
 use iced_x86::{
     Code, CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic,
-    OpAccess, OpKind, Register,
+    OpAccess, OpKind, Register, RflagsBits,
 };
 
 use super::code::CodeMemory;
@@ -216,6 +216,9 @@ pub fn is_x87_control(mnemonic: Mnemonic) -> bool {
 
 /// Registers that hold general-register operands in a stub.
 const GPRS: [Register; 2] = [Register::RAX, Register::R9];
+/// The arithmetic flags; the library counts x87 conditions too.
+const STATUS: u32 =
+    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
 /// Registers of the stub's arguments `o0`-`o3`.
 const OFFSETS: [Register; 4] = [Register::RSI, Register::RDX, Register::RCX, Register::R8];
 
@@ -313,10 +316,10 @@ impl Shape {
             return None;
         }
         shape.specials(ins.mnemonic());
-        if ins.rflags_modified() != 0 {
+        if ins.rflags_modified() & STATUS != 0 {
             shape.plan |= plan::FLAGS;
         }
-        if ins.rflags_read() != 0 {
+        if ins.rflags_read() & STATUS != 0 {
             shape.plan |= plan::FLAGS_IN;
         }
         Some(shape)
