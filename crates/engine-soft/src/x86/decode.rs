@@ -166,7 +166,18 @@ fn memory(ins: &Instruction, mode: &Mode) -> MemRef {
         base: base_slot,
         index: if index.is_gpr() { index_slot } else { ZERO },
         scale: ins.memory_index_scale().trailing_zeros() as u8,
-        seg: number(ins.memory_segment()),
+        seg: number(segment(ins, mode)),
+    }
+}
+
+/// The operand's segment register. 64-bit code ignores prefixes that name ES, CS, SS or DS.
+fn segment(ins: &Instruction, mode: &Mode) -> Register {
+    match (mode.code_bits, ins.segment_prefix()) {
+        (64, Register::ES | Register::CS | Register::SS | Register::DS) => {
+            let base = ins.memory_base().full_register();
+            if matches!(base, Register::RSP | Register::RBP) { Register::SS } else { Register::DS }
+        }
+        _ => ins.memory_segment(),
     }
 }
 

@@ -142,7 +142,9 @@ fn vendors_differ(ins: &Instruction, code: &[u8]) -> bool {
     branch
         && code[..ins.len()]
             .iter()
-            .take_while(|b| matches!(b, 0x66 | 0x67 | 0x2e | 0x36 | 0x3e | 0x26 | 0xf0 | 0xf2 | 0xf3))
+            .take_while(|b| {
+                matches!(b, 0x40..=0x4f | 0x66 | 0x67 | 0x2e | 0x36 | 0x3e | 0x26 | 0xf0 | 0xf2 | 0xf3)
+            })
             .any(|b| *b == 0x66)
 }
 

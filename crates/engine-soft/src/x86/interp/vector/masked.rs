@@ -209,6 +209,7 @@ fn vzero<const ALL: bool>(cpu: &mut Cpu, _op: &Op) -> Exec {
 
 fn emms(cpu: &mut Cpu, _op: &Op) -> Exec {
     cpu.check_mmx()?;
+    cpu.fpu.x87.set_top(0);
     cpu.fpu.x87.ftw = 0;
     Ok(())
 }
