@@ -230,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn prefixes_of_the_flat_segments_are_ignored_in_64_bit_code() {
+        // fidiv word ss:[rcx]; mov eax, ds:[rbp]; mov eax, fs:[rcx]
+        for (code, segment) in [
+            (&[0x36, 0xde, 0x31][..], seg::DS),
+            (&[0x36, 0x66, 0xde, 0x31][..], seg::DS),
+            (&[0x3e, 0x8b, 0x45, 0], seg::SS),
+            (&[0x64, 0x8b, 0x01], seg::FS),
+        ] {
+            assert_eq!(decode(code, &mode(64)).unwrap().unwrap().mem.seg, segment, "{code:x?}");
+        }
+    }
+
+    #[test]
     fn branches_carry_the_offset_from_their_own_start() {
         let op = decode(&[0xeb, 0xfe], &mode(64)).unwrap().unwrap();
         assert_eq!(op.imm, 0, "jmp $");
