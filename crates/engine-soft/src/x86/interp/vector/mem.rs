@@ -53,9 +53,8 @@ impl Cpu {
     #[inline(always)]
     pub fn vector_linear(&mut self, op: &Op, bytes: u64, aligned: bool, write: bool) -> Exec<u64> {
         let offset = self.ea(op);
-        if aligned && self.mode.long64 && offset & (bytes - 1) != 0 {
-            // A misaligned operand is found before one that ends beyond the canonical addresses.
-            self.linear(op.mem.seg, offset, 1, write)?;
+        if aligned && self.mode.long64 {
+            // A misaligned operand is found before a non-canonical one.
             self.check_aligned(
                 offset.wrapping_add(self.segs[usize::from(op.mem.seg & 7).min(5)].base),
                 bytes,
