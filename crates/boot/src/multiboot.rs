@@ -47,7 +47,8 @@ pub(crate) struct Header {
     flags: u32,
 }
 
-/// Finds the header, if there is one.
+/// Finds the header, if there is one that can be followed: Xen's EFI program holds a copy of the one
+/// of its ELF file, which says nothing about the program.
 pub(crate) fn find_header(file: &[u8]) -> Option<Header> {
     let head = &file[..file.len().min(SEARCH)];
     head.chunks_exact(4).enumerate().find_map(|(i, word)| {
@@ -55,8 +56,17 @@ pub(crate) fn find_header(file: &[u8]) -> Option<Header> {
         let fields = Fields::new(head, "its multiboot header");
         let (flags, checksum) = (fields.u32(offset + 4).ok()?, fields.u32(offset + 8).ok()?);
         let sum = HEADER_MAGIC.wrapping_add(flags).wrapping_add(checksum);
-        (word == HEADER_MAGIC.to_le_bytes() && sum == 0).then_some(Header { offset, flags })
+        let header = Header { offset, flags };
+        let valid = word == HEADER_MAGIC.to_le_bytes() && sum == 0;
+        (valid && (header.has_addresses() || elf::is_elf(file))).then_some(header)
     })
+}
+
+impl Header {
+    /// Whether the header itself says what goes where, in a file of any format.
+    fn has_addresses(&self) -> bool {
+        self.flags & ADDRESSES != 0
+    }
 }
 
 impl Multiboot {
@@ -69,7 +79,7 @@ impl Multiboot {
         if header.flags & VIDEO_MODE != 0 {
             log::warn!("the kernel asks for a video mode; this machine has no display");
         }
-        let (pieces, entry) = if header.flags & ADDRESSES != 0 {
+        let (pieces, entry) = if header.has_addresses() {
             let (piece, entry) = by_addresses(file, header)?;
             (vec![piece], entry)
         } else {
@@ -262,6 +272,10 @@ pub(crate) mod tests {
     #[test]
     fn headers_that_cannot_be_followed_are_refused() {
         let problem = |file| load(file, None).1.unwrap_err().problem;
+        let mut efi = b"MZ".to_vec();
+        efi.resize(0x1000, 0);
+        efi.extend(header(3));
+        assert!(problem(efi).to_string().contains("EFI"));
         let mut demanding = flat();
         demanding[0x20..0x2c].copy_from_slice(&header(ADDRESSES | 1 << 7));
         assert!(matches!(problem(demanding), Problem::MultibootFeatures(0x80)));

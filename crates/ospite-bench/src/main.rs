@@ -18,7 +18,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(after_help = "Example:\n  ospite-bench --rounds 3")]
 struct Args {
-    /// Folder with cloud/vmlinuz, busybox.cpio.gz and busybox, as tools/guest-kernels.sh makes it.
+    /// Folder with cloud/vmlinuz, busybox.cpio and busybox, as tools/guest-kernels.sh makes it.
     #[arg(long, default_value = ".cache/guests")]
     cache: PathBuf,
     /// The ospite program.
@@ -107,7 +107,7 @@ impl Guest {
     fn prepare(args: &Args) -> Result<Guest, Error> {
         let read = |path: &Path| std::fs::read(path).map_err(|e| Error::Missing(path.into(), e));
         let script = workload::script(args.divide);
-        let mut initrd = read(&args.cache.join("busybox.cpio.gz"))?;
+        let mut initrd = read(&args.cache.join("busybox.cpio"))?;
         initrd.resize(initrd.len().next_multiple_of(4), 0);
         initrd.extend(cpio::with_file(SCRIPT, script.as_bytes()));
         let guest = Guest {

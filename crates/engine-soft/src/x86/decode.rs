@@ -14,6 +14,8 @@ pub const MAX_LEN: usize = 15;
 pub struct Lower<'a> {
     /// The instruction, decoded as if it stood at address 0 (branch targets are offsets from its start).
     pub ins: &'a Instruction,
+    /// Its bytes, and what follows them.
+    pub bytes: &'a [u8],
     /// Width of the code segment: 16, 32 or 64.
     pub bits: u8,
     /// Width of the stack pointer: 16, 32 or 64.
@@ -58,7 +60,7 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
         _ => return Err(Exception::new(vector::UD)),
     }
-    let lower = Lower { ins: &ins, bits: mode.code_bits, stack_bits: mode.stack_bits };
+    let lower = Lower { ins: &ins, bytes, bits: mode.code_bits, stack_bits: mode.stack_bits };
     let mut op = operands(&ins, mode);
     match interp::lower(&lower, &mut op) {
         Some(run) => op.run = run,

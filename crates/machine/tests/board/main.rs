@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use engine::{CpuIo, CpuState, Vcpu};
 use fake::FakeEngine;
-use machine::{BootSpec, Error, HostIo, Machine, MachineState, PowerEvent, VmSpec};
+use machine::{BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, PowerEvent, VmSpec};
 use mem::{Bytes, GuestAddress};
 
 /// Where the test kernel asks to be loaded.
@@ -48,20 +48,23 @@ struct Bench {
 fn spec(dir: &tempfile::TempDir) -> VmSpec {
     let kernel = dir.path().join("kernel");
     std::fs::write(&kernel, multiboot_kernel()).unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(3 << 20).unwrap();
+    let disk = DiskSpec { path, format: Some(disk::Format::Raw), read_only: false, serial: None };
     VmSpec {
         name: "test".into(),
         cpus: 2,
         memory: 64 << 20,
-        disks: Vec::new(),
+        disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
-        nets: 0,
+        nets: 1,
     }
 }
 
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let (engine, screen) = (FakeEngine::default(), Screen::default());
-    let host = HostIo { serial_out: Box::new(screen.clone()), console_out: None };
+    let host = HostIo { serial_out: Box::new(screen.clone()), console_out: Some(Box::new(io::sink())) };
     let mut machine = Machine::build(&spec(&dir), &engine, host).unwrap();
     let vcpus = machine.take_vcpus();
     Bench { machine, vcpus, engine, screen, _dir: dir }
@@ -160,8 +163,36 @@ fn the_guest_enumerates_pci_by_ports_and_by_ecam() {
         io.port_read(0xcfc, &mut id);
         assert_eq!(u32::from_le_bytes(id), read32(io, 0xe000_0000));
         assert_eq!(read32(io, 0xe000_0008) >> 16, 0x0600, "the host bridge");
-        assert_eq!(read32(io, 0xe000_0000 + (31 << 15)), u32::MAX, "nothing in slot 31");
+        let functions: Vec<(u64, u32)> = (0..32)
+            .map(|slot| (slot, read32(io, 0xe000_0000 + (slot << 15))))
+            .filter(|(_, id)| *id != u32::MAX)
+            .collect();
+        let [rng, console, net, blk] = [0x1044_1af4, 0x1043_1af4, 0x1041_1af4, 0x1042_1af4];
+        assert_eq!(functions[1..], [(1, rng), (2, console), (3, net), (8, blk)]);
     });
+}
+
+#[test]
+fn the_guest_finds_its_disk_behind_the_bar_that_firmware_assigned() {
+    let mut b = bench();
+    b.guest(|io| {
+        let config = 0xe000_0000 + (8 << 15);
+        assert_eq!(read32(io, config + 4) & 2, 2, "memory decoding is on");
+        let bar = u64::from(read32(io, config + 0x10) & !0xf);
+        assert!((0xc000_0000..0xe000_0000).contains(&bar), "{bar:#x}");
+        // The device configuration, fourth of the blocks, begins with the capacity in sectors.
+        assert_eq!(read32(io, bar + 0x3000), (3 << 20) / 512);
+    });
+}
+
+#[test]
+fn more_devices_than_slots_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(&dir);
+    spec.nets = 40;
+    let host = HostIo { serial_out: Box::new(io::sink()), console_out: None };
+    let error = Machine::build(&spec, &FakeEngine::default(), host).err().unwrap().to_string();
+    assert!(error.contains("no PCI slot is left"), "{error}");
 }
 
 #[test]
@@ -260,8 +291,16 @@ fn everything_that_was_chosen_is_told() {
     let b = bench();
     let description = b.machine.describe();
     let text = description.to_string();
-    for part in ["engine fake", "vCPUs     2", "64 MiB", "multiboot 1", "console=ttyS0", "0x3f8-0x3ff, IRQ 4"]
-    {
+    for part in [
+        "engine fake",
+        "vCPUs     2",
+        "64 MiB",
+        "multiboot 1",
+        "console=ttyS0",
+        "0x3f8-0x3ff, IRQ 4",
+        "ospite-0",
+        "disk.raw",
+    ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
     let json = serde_json::to_value(&description).unwrap();
@@ -280,5 +319,7 @@ fn wishes_that_cannot_be_met_are_refused_with_a_reason() {
     assert!(build(&|s| s.cpus = 0).contains("--cpus takes 1 to"));
     assert!(build(&|s| s.memory = 1).contains("--memory takes"));
     assert!(build(&|s| s.boot.kernel = "/nonexistent".into()).contains("/nonexistent"));
+    assert!(build(&|s| s.disks[0].serial = Some("a b".into())).contains("serial number"));
+    assert!(build(&|s| s.disks[0].path = "/nonexistent".into()).contains("/nonexistent"));
     assert!(build(&|s| s.boot.initrd = Some("/".into())).contains("directory"));
 }

@@ -1,0 +1,155 @@
+//! The thread that works off a device's queues.
+//!
+//! Kicks are event file descriptors, so that KVM can write them without leaving the kernel. The
+//! worker is stopped for a reset, a save, or when the driver takes away bus mastering; it finishes
+//! the round it is in, so that no request is half done afterwards.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+
+use mem::GuestRam;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::{Broken, Handler, Interrupt, Progress, VirtQueue, lock};
+
+/// A new event for kicks and wake-ups.
+pub(crate) fn event() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+}
+
+/// A queue that the driver has enabled.
+pub(crate) struct Live {
+    pub(crate) index: usize,
+    pub(crate) queue: Arc<Mutex<VirtQueue>>,
+    pub(crate) kick: EventFd,
+}
+
+/// A running worker. Stops when dropped.
+pub(crate) struct Worker {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts working off `queues`, first what is in them already.
+    pub(crate) fn start(
+        name: &str,
+        handler: Box<dyn Handler>,
+        queues: Vec<Live>,
+        ram: GuestRam,
+        interrupt: Arc<Interrupt>,
+    ) -> io::Result<Worker> {
+        let (stop, epoll) = (event()?, Epoll::new()?);
+        watch(&epoll, &stop, STOP)?;
+        for (at, live) in queues.iter().enumerate() {
+            watch(&epoll, &live.kick, at as u64)?;
+            live.kick.write(1)?; // what is in the queue already
+        }
+        let wake = handler.wake();
+        let wake =
+            wake.and_then(|(event, index)| Some((event, queues.iter().position(|q| q.index == index)?)));
+        if let Some((event, _)) = &wake {
+            watch(&epoll, event, WAKE)?;
+        }
+        let mut work = Work { name: name.into(), epoll, handler, wake, queues, ram, interrupt };
+        let thread = Builder::new().name(name.into()).spawn(move || work.run())?;
+        Ok(Worker { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // A full counter cannot be: this is its only write.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What an event means: a queue by its place, or these.
+const STOP: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+
+fn watch(epoll: &Epoll, event: &EventFd, token: u64) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, token))
+}
+
+struct Work {
+    name: String,
+    epoll: Epoll,
+    handler: Box<dyn Handler>,
+    /// The handler's own event and the place of the queue that it is for.
+    wake: Option<(EventFd, usize)>,
+    queues: Vec<Live>,
+    ram: GuestRam,
+    interrupt: Arc<Interrupt>,
+}
+
+impl Work {
+    fn run(&mut self) {
+        let mut broken = false;
+        while let Some(due) = self.wait() {
+            for at in due {
+                // Once broken, only a stop is of interest.
+                if broken {
+                    continue;
+                }
+                if let Err(error) = self.round(at) {
+                    log::warn!("{}: the guest broke a queue: {error}; waiting for a reset", self.name);
+                    self.interrupt.break_device();
+                    broken = true;
+                }
+            }
+        }
+    }
+
+    /// Waits for events; the places of the queues to process, each once, or `None` to stop.
+    fn wait(&self) -> Option<Vec<usize>> {
+        let mut events = [EpollEvent::default(); 16];
+        let count = match self.epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => {
+                log::error!("{}: waiting for events failed: {error}", self.name);
+                return None;
+            }
+        };
+        let mut due = Vec::with_capacity(count);
+        for event in &events[..count] {
+            let (event, at) = match event.data() {
+                STOP => return None,
+                WAKE => self.wake.as_ref().map(|(event, at)| (event, *at))?,
+                at => (&self.queues.get(at as usize)?.kick, at as usize),
+            };
+            // Clears the counter; that it may be 0 already is no error.
+            let _ = event.read();
+            if !due.contains(&at) {
+                due.push(at);
+            }
+        }
+        Some(due)
+    }
+
+    /// Works off what is in a queue, with at most one interrupt. If there is more by then, it is
+    /// for another round, so that a busy driver cannot keep the worker from stopping.
+    fn round(&mut self, at: usize) -> Result<(), Broken> {
+        let Live { index, queue, kick } = &self.queues[at];
+        let mut queue = lock(queue);
+        queue.begin(&self.ram)?;
+        let progress = self.handler.process(*index, &mut queue, &self.ram);
+        // Where buffers wait for something else, more of them are no news.
+        let more = matches!(progress, Ok(Progress::Drained)) && queue.end(&self.ram)?;
+        // What was done before a driver's mistake counts.
+        if queue.wants_interrupt(&self.ram)? {
+            self.interrupt.queue_used(*index);
+        }
+        if more {
+            let _ = kick.write(1); // fails only if the counter is full, which is as good
+        }
+        progress.map(|_| ())
+    }
+}
