@@ -1,5 +1,6 @@
 //! The board, driven through a vCPU's accesses.
 
+mod disk_driver;
 mod fake;
 
 use std::io::{self, Write};
@@ -42,7 +43,7 @@ struct Bench {
     vcpus: Vec<Box<dyn Vcpu>>,
     engine: FakeEngine,
     screen: Screen,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn spec(dir: &tempfile::TempDir) -> VmSpec {
@@ -67,7 +68,7 @@ fn bench() -> Bench {
     let host = HostIo { serial_out: Box::new(screen.clone()), console_out: Some(Box::new(io::sink())) };
     let mut machine = Machine::build(&spec(&dir), &engine, host).unwrap();
     let vcpus = machine.take_vcpus();
-    Bench { machine, vcpus, engine, screen, _dir: dir }
+    Bench { machine, vcpus, engine, screen, dir }
 }
 
 impl Bench {
@@ -183,6 +184,65 @@ fn the_guest_finds_its_disk_behind_the_bar_that_firmware_assigned() {
         // The device configuration, fourth of the blocks, begins with the capacity in sectors.
         assert_eq!(read32(io, bar + 0x3000), (3 << 20) / 512);
     });
+}
+
+impl Bench {
+    /// The guest writes to its disk and waits for the interrupt.
+    fn write_sector(&mut self, nth: u16, sector: u64, text: &'static [u8]) {
+        let ram = self.machine.ram().clone();
+        let before = self.engine.wires.msis.lock().unwrap().len();
+        self.guest(move |io| disk_driver::write(io, &ram, nth, sector, text));
+        let start = Instant::now();
+        while self.engine.wires.msis.lock().unwrap().len() == before {
+            assert!(start.elapsed() < Duration::from_secs(10), "no interrupt came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(disk_driver::status(self.machine.ram()), 0);
+    }
+
+    fn sector(&self, sector: usize, length: usize) -> Vec<u8> {
+        let image = std::fs::read(self.dir.path().join("disk.raw")).unwrap();
+        image[sector * 512..][..length].to_vec()
+    }
+}
+
+#[test]
+fn a_disk_write_goes_from_the_guests_memory_to_the_image_and_ends_in_a_message() {
+    let mut b = bench();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 5, b"first");
+    b.machine.flush().unwrap();
+    assert_eq!(b.sector(5, 5), b"first");
+    let message = engine::Msi { address: 0xfee0_0000, data: disk_driver::VECTOR };
+    assert_eq!(*b.engine.wires.msis.lock().unwrap(), [message]);
+}
+
+#[test]
+fn a_saved_machine_writes_to_its_disk_where_it_left_off() {
+    let mut b = bench();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 5, b"first");
+    let saved = b.machine.save(&b.vcpus).unwrap();
+    let mut memory = vec![0; 0x5000];
+    b.machine.ram().read_slice(&mut memory, GuestAddress(0x20_0000)).unwrap();
+    let mut other = bench();
+    other.machine.ram().write_slice(&memory, GuestAddress(0x20_0000)).unwrap();
+    other.machine.restore(saved, &mut other.vcpus).unwrap();
+    other.machine.resume();
+    other.write_sector(1, 6, b"second");
+    assert_eq!(other.sector(6, 6), b"second");
+}
+
+#[test]
+fn a_reset_stops_the_disk_until_its_driver_starts_it_again() {
+    let mut b = bench();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 5, b"first");
+    b.machine.reset(&mut b.vcpus).unwrap();
+    b.machine.ram().write_slice(&[0; 0x5000], GuestAddress(0x20_0000)).unwrap();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 7, b"again");
+    assert_eq!(b.sector(7, 5), b"again");
 }
 
 #[test]
