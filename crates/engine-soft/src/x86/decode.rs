@@ -137,6 +137,8 @@ pub fn number(register: Register) -> u8 {
         Register::CH => HIGH | 1,
         Register::DH => HIGH | 2,
         Register::BH => HIGH | 3,
+        // iced counts SPL..DIL and R8L..R15L behind AH..BH.
+        low if low.is_gpr8() => low.full_register().number() as u8,
         other => other.number() as u8,
     }
 }
@@ -201,6 +203,14 @@ mod tests {
         // mov eax, [rip + 0x10]: 6 bytes
         let op = decode(&[0x8b, 0x05, 0x10, 0, 0, 0], &mode(64)).unwrap().unwrap();
         assert_eq!((op.mem.base, op.mem.disp, op.len), (RIP, 0x16, 6));
+    }
+
+    #[test]
+    fn byte_registers_have_the_numbers_of_their_full_registers() {
+        let dst = |bytes: &[u8]| decode(bytes, &mode(64)).unwrap().unwrap().dst;
+        assert_eq!(dst(&[0x40, 0x80, 0xc5, 1]), 5, "add bpl, 1");
+        assert_eq!(dst(&[0x80, 0xc5, 1]), HIGH | 1, "add ch, 1");
+        assert_eq!(dst(&[0x41, 0x80, 0xc0, 1]), 8, "add r8b, 1");
     }
 
     #[test]
