@@ -58,6 +58,7 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if bytes.len() < MAX_LEN => return Ok(None),
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
+        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0), // too long
         _ => return Err(Exception::new(vector::UD)),
     }
     let lower = Lower { ins: &ins, bytes, bits: mode.code_bits, stack_bits: mode.stack_bits };
