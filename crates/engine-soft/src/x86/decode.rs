@@ -58,7 +58,8 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if bytes.len() < MAX_LEN => return Ok(None),
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
-        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0), // too long
+        // The library stops at the longest length by itself.
+        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0),
         _ => return Err(Exception::new(vector::UD)),
     }
     let lower = Lower { ins: &ins, bytes, bits: mode.code_bits, stack_bits: mode.stack_bits };
@@ -138,8 +139,8 @@ pub fn number(register: Register) -> u8 {
         Register::CH => HIGH | 1,
         Register::DH => HIGH | 2,
         Register::BH => HIGH | 3,
-        // iced counts SPL..DIL and R8L..R15L behind AH..BH.
-        low if low.is_gpr8() => low.full_register().number() as u8,
+        // SPL to R15L are counted behind AH to BH by the library.
+        other if other.is_gpr() => other.full_register().number() as u8,
         other => other.number() as u8,
     }
 }
@@ -207,11 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn byte_registers_have_the_numbers_of_their_full_registers() {
-        let dst = |bytes: &[u8]| decode(bytes, &mode(64)).unwrap().unwrap().dst;
-        assert_eq!(dst(&[0x40, 0x80, 0xc5, 1]), 5, "add bpl, 1");
-        assert_eq!(dst(&[0x80, 0xc5, 1]), HIGH | 1, "add ch, 1");
-        assert_eq!(dst(&[0x41, 0x80, 0xc0, 1]), 8, "add r8b, 1");
+    fn byte_registers_have_the_numbers_of_the_whole_ones() {
+        // mov r9b, r14b; mov spl, ah is not encodable, so: mov spl, dil; mov ah, bl
+        for (code, dst, src) in
+            [(&[0x45u8, 0x88, 0xf1][..], 9, 14), (&[0x40, 0x88, 0xfc], 4, 7), (&[0x88, 0xdc], HIGH, 3)]
+        {
+            let op = decode(code, &mode(64)).unwrap().unwrap();
+            assert_eq!((op.dst, op.src), (dst, src), "{code:x?}");
+        }
     }
 
     #[test]

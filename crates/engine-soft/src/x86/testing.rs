@@ -118,6 +118,14 @@ impl Guest {
         self.cpu.vm.ram.write_slice(bytes, GuestAddress(gpa)).unwrap();
     }
 
+    /// Writes code that may have been executed before.
+    pub fn poke_code(&self, gpa: u64, bytes: &[u8]) {
+        self.poke(gpa, bytes);
+        if let Some(page) = self.cpu.vm.ram.page(gpa) {
+            page.state.note_write();
+        }
+    }
+
     /// Reads from guest memory.
     pub fn peek<const N: usize>(&self, gpa: u64) -> [u8; N] {
         let mut bytes = [0; N];
