@@ -218,8 +218,7 @@ fn forward_events(events: Receiver<machine::PowerEvent>, inbox: Sender<Message>)
 }
 
 /// What the machine would be made of. Opens its files and starts nothing.
-pub fn describe(spec: &VmSpec, engine: &dyn Engine) -> Result<Description, Error> {
-    let io = HostIo { serial_out: Box::new(std::io::sink()), console_out: None };
+pub fn describe(spec: &VmSpec, engine: &dyn Engine, io: HostIo) -> Result<Description, Error> {
     let machine = Machine::build(spec, engine, io).map_err(Error::Build)?;
     Ok(machine.describe())
 }
