@@ -691,7 +691,7 @@ impl Cpu {
     }
 
     /// `RDMSR` of 0x800-0x8ff (11.12.1).
-    pub fn read_x2apic(&mut self, msr: u32) -> Exec<u64> {
+    pub fn read_x2apic(&self, msr: u32) -> Exec<u64> {
         let number = (msr & 0xff) as usize;
         if !self.lapic.x2apic() || number >= REGISTERS {
             return Err(Exception::GP0);

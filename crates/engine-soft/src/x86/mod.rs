@@ -30,7 +30,7 @@ pub mod state;
 #[cfg(test)]
 mod systest;
 mod task;
-#[cfg(test)]
+#[doc(hidden)] // for this crate's tests, those in `tests/` too
 pub mod testing;
 pub mod tlb;
 pub mod walk;

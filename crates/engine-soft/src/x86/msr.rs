@@ -198,7 +198,7 @@ impl Cpu {
     }
 
     /// `RDMSR`, after the privilege check.
-    pub fn read_msr(&mut self, index: u32) -> Exec<u64> {
+    pub fn read_msr(&self, index: u32) -> Exec<u64> {
         let m = &self.msrs;
         if let Some(n) = fixed_mtrr(index) {
             return Ok(m.mtrr_fixed[n]);

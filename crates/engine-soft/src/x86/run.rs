@@ -26,6 +26,10 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
     let vm = cpu.vm.clone();
     let mailbox = &vm.vcpus[cpu.id as usize];
     renew_translations(cpu);
+    if cpu.deliver_pending().is_err() {
+        vm.reach_epoch(cpu.id, u64::MAX);
+        return Exit::Shutdown;
+    }
     let mut until_timer = 0;
     let exit = loop {
         if until_timer == 0 {

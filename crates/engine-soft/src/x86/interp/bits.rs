@@ -1,8 +1,9 @@
 //! Single bits, bit counting, BMI1 and BMI2, `CRC32`.
 //!
-//! Undefined flags stay as they were in `BT*`, `BSF` and `BSR`; the others clear them.
+//! Undefined flags: `BT*` leave them as they were; the scans and BMI1 set PF by the result and clear
+//! the rest; the counts clear them.
 
-use engine::x86::bits::rflags::{CF, SF, ZF};
+use engine::x86::bits::rflags::{CF, PF, ZF};
 use iced_x86::Mnemonic;
 
 use super::flags::{szp, with};
@@ -161,11 +162,12 @@ fn scan_m<T: Int, O: Scan>(cpu: &mut Cpu, op: &Op) -> Exec {
 #[inline(always)]
 fn found<T: Int, O: Scan>(cpu: &mut Cpu, op: &Op, value: T) -> Exec {
     if value.zx() == 0 {
-        cpu.rflags |= ZF;
+        cpu.rflags = with(cpu.rflags, ZF | PF);
         return Ok(());
     }
-    cpu.rflags &= !ZF;
-    T::set(cpu, op.dst, T::cut(O::find(value.zx()).into()));
+    let result = T::cut(O::find(value.zx()).into());
+    T::set(cpu, op.dst, result);
+    cpu.rflags = with(cpu.rflags, szp(result) & PF);
     Ok(())
 }
 
@@ -197,17 +199,24 @@ binary_ops! {
     Blsr: |_a, b, rflags| masked(b & b.wrapping_sub(1), u64::from(b == 0), rflags);
     Blsmsk: |_a, b, rflags| masked(b ^ b.wrapping_sub(1), u64::from(b == 0), rflags);
     Blsi: |_a, b, rflags| masked(b & b.wrapping_neg(), u64::from(b != 0), rflags);
-    Bextr: |a, b, rflags| masked(low(shifted(a, b as u8), (b >> 8) as u8), 0, rflags);
+    Bextr: |a, b, rflags| field(low(shifted(a, b as u8), (b >> 8) as u8), rflags);
     Bzhi: |a, b, rflags| masked(low(a, b as u8), u64::from(b & 0xff > u64::from(T::BITS - 1)), rflags);
     Pdep: |a, b, rflags| (T::cut(deposit(a, b)), rflags);
     Pext: |a, b, rflags| (T::cut(extract(a, b)), rflags);
 }
 
-/// A result with SF and ZF of it, CF as given, the rest cleared.
+/// A result with SF and ZF (and PF, which is undefined) of it, CF as given, the rest cleared.
 #[inline(always)]
 fn masked<T: Int>(result: u64, carry: u64, rflags: u64) -> (T, u64) {
     let result = T::cut(result);
-    (result, with(rflags, szp(result) & (SF | ZF) | carry))
+    (result, with(rflags, szp(result) | carry))
+}
+
+/// A result with ZF of it, the rest cleared.
+#[inline(always)]
+fn field<T: Int>(result: u64, rflags: u64) -> (T, u64) {
+    let result = T::cut(result);
+    (result, with(rflags, u64::from(result.zx() == 0) << 6))
 }
 
 fn shifted(value: u64, by: u8) -> u64 {

@@ -11,6 +11,8 @@ mod branch;
 mod far;
 mod flags;
 mod forms;
+#[cfg(test)]
+mod host;
 mod interrupt;
 mod io;
 mod misc;
@@ -18,6 +20,8 @@ mod mov;
 mod muldiv;
 mod segments;
 mod shift;
+#[cfg(test)]
+mod speed;
 mod stack;
 mod string;
 mod string_bulk;

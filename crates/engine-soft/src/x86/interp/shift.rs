@@ -229,11 +229,6 @@ fn around<T: Int>(a: T, b: T) -> u64 {
     a.zx() << 32 | b.zx() << 16 | a.zx()
 }
 
-#[inline(always)]
-fn double_flags<T: Int>(a: T, result: T, carry: u64, rflags: u64) -> u64 {
-    with(rflags, carry & CF | (top(a) ^ top(result)) << 11 | szp(result))
-}
-
 struct Shld;
 impl Double for Shld {
     #[inline(always)]
@@ -245,7 +240,8 @@ impl Double for Shld {
             let rest = T::BITS - count;
             (T::cut(a.zx() << count | b.zx() >> rest), a.zx() >> rest)
         };
-        (result, double_flags(a, result, carry, rflags))
+        let carry = carry & CF;
+        (result, with(rflags, carry | (carry ^ top(result)) << 11 | szp(result)))
     }
 }
 
@@ -256,7 +252,8 @@ impl Double for Shrd {
         let wide = if T::BITS == 16 { around(a, b) } else { a.zx() };
         let high = if T::BITS == 16 { 0 } else { b.zx() << (T::BITS - count) };
         let result = T::cut(wide >> count | high);
-        (result, double_flags(a, result, wide >> (count - 1), rflags))
+        let carry = wide >> (count - 1) & CF;
+        (result, with(rflags, carry | top_two_differ(result) | szp(result)))
     }
 }
 
