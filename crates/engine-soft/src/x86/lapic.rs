@@ -236,7 +236,12 @@ impl Message {
                 }
             }
             Some(DeliveryMode::Nmi) => vcpu.notify(attention::NMI),
-            Some(DeliveryMode::Init) if self.assert || !self.level => vcpu.notify(attention::INIT),
+            Some(DeliveryMode::Init) if self.assert || !self.level => {
+                // A start-up IPI from before is void; one that comes behind, even before the vCPU
+                // has noticed the INIT, counts.
+                vcpu.take(attention::SIPI);
+                vcpu.notify(attention::INIT);
+            }
             Some(DeliveryMode::StartUp) => {
                 vcpu.sipi_vector.store(self.vector.into(), Ordering::Release);
                 vcpu.notify(attention::SIPI);

@@ -253,7 +253,6 @@ fn attend(cpu: &mut Cpu) -> Attend {
         renew_translations(cpu);
     }
     if mailbox.take(attention::INIT) != 0 {
-        mailbox.take(attention::SIPI);
         cpu.init(false);
     }
     if mailbox.take(attention::SIPI) != 0 && cpu.activity == Activity::WaitForSipi {
