@@ -31,17 +31,23 @@ impl Cpu {
     #[inline(always)]
     pub fn linear(&self, segment: u8, offset: u64, size: u64, write: bool) -> Exec<u64> {
         if self.mode.long64 {
-            let linear = if segment >= seg::FS {
-                offset.wrapping_add(self.segs[(segment & 7).min(5) as usize].base)
-            } else {
-                offset
-            };
+            let linear = self.flat(segment, offset);
             if canonical(linear) && canonical(linear.wrapping_add(size - 1)) {
                 return Ok(linear);
             }
             return Err(segment_fault(segment));
         }
         self.linear_legacy(segment, offset, size, write)
+    }
+
+    /// Linear address in 64-bit code, canonical or not.
+    #[inline(always)]
+    fn flat(&self, segment: u8, offset: u64) -> u64 {
+        if segment >= seg::FS {
+            offset.wrapping_add(self.segs[(segment & 7).min(5) as usize].base)
+        } else {
+            offset
+        }
     }
 
     /// Segmentation outside of 64-bit code.
@@ -53,6 +59,21 @@ impl Cpu {
     /// Loads from `segment:offset`.
     #[inline(always)]
     pub fn load<T: Int>(&mut self, segment: u8, offset: u64) -> Exec<T> {
+        if self.mode.long64 {
+            let linear = self.flat(segment, offset);
+            // What hits the TLB is canonical.
+            if linear & (T::BYTES - 1) == 0
+                && let Some(host) = self.tlb.read(self.view(), linear)
+            {
+                // SAFETY: as in `load_linear`.
+                return Ok(unsafe { T::load(host) });
+            }
+        }
+        self.load_checked(segment, offset)
+    }
+
+    #[inline(never)]
+    fn load_checked<T: Int>(&mut self, segment: u8, offset: u64) -> Exec<T> {
         let linear = self.linear(segment, offset, T::BYTES, false)?;
         self.load_linear(self.view(), linear)
     }
@@ -60,6 +81,22 @@ impl Cpu {
     /// Stores to `segment:offset`.
     #[inline(always)]
     pub fn store<T: Int>(&mut self, segment: u8, offset: u64, value: T) -> Exec {
+        if self.mode.long64 {
+            let linear = self.flat(segment, offset);
+            // What hits the TLB is canonical.
+            if linear & (T::BYTES - 1) == 0
+                && let Some(host) = self.tlb.write(self.view(), linear)
+            {
+                // SAFETY: as in `store_linear`.
+                unsafe { T::store(host, value) };
+                return Ok(());
+            }
+        }
+        self.store_checked(segment, offset, value)
+    }
+
+    #[inline(never)]
+    fn store_checked<T: Int>(&mut self, segment: u8, offset: u64, value: T) -> Exec {
         let linear = self.linear(segment, offset, T::BYTES, true)?;
         self.store_linear(self.view(), linear, value)
     }
@@ -344,6 +381,10 @@ impl Cpu {
         self.check_alignment::<T>(view, linear)?;
         self.watch::<T>(linear, true);
         if (linear & OFFSET) + T::BYTES <= PAGE_SIZE {
+            if let Some(host) = self.tlb.write(view, linear) {
+                // SAFETY: a hit for writing, and the access stays in the page.
+                return Ok(unsafe { self.exchange(host, locked, change) });
+            }
             let walked = self.translate(view, linear, Intent::Write)?;
             if let Some(host) = self.fill_data(view, linear, &walked, true) {
                 // SAFETY: the walk ended in RAM, writable, within the page.

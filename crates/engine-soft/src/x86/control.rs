@@ -131,3 +131,107 @@ impl Cpu {
         if legal { Ok(()) } else { Err(Exception::GP0) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::op::reg;
+    use super::super::systest::*;
+    use super::super::testing::{CODE, DATA};
+    use super::*;
+    use engine::x86::Activity;
+
+    /// From real to protected to 64-bit mode, as a boot loader does it:
+    /// cli; lgdt; PE; far jump; segments; PAE and PGE; CR3; EFER.LME; PG and WP; far jump;
+    /// ltr; push; hlt.
+    const CLIMB: &[u8] = &[
+        0xfa, 0x2e, 0x66, 0x0f, 0x01, 0x16, 0x1a, 0x00, // cli; lgdtl cs:[0x1a]
+        0x0f, 0x20, 0xc0, 0x66, 0x83, 0xc8, 0x01, 0x0f, 0x22, 0xc0, // cr0 |= PE
+        0x66, 0xea, 0x20, 0x00, 0x01, 0x00, 0x30, 0x00, // jmp 0x30:0x10020
+        0xff, 0x00, 0x00, 0x20, 0x00, 0x00, // the GDT's limit and base
+        0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8, 0x8e, 0xd0, // ds = ss = 0x10
+        0xbc, 0x00, 0x70, 0x00, 0x00, // mov esp, 0x7000
+        0x0f, 0x20, 0xe0, 0x0d, 0xa0, 0x00, 0x00, 0x00, 0x0f, 0x22, 0xe0, // cr4 |= PAE, PGE
+        0xb8, 0x00, 0x00, 0x20, 0x00, 0x0f, 0x22, 0xd8, // cr3 = 0x200000
+        0xb9, 0x80, 0x00, 0x00, 0xc0, 0x0f, 0x32, // rdmsr EFER
+        0x0d, 0x01, 0x01, 0x00, 0x00, 0x0f, 0x30, // |= LME, SCE
+        0x0f, 0x20, 0xc0, 0x0d, 0x00, 0x00, 0x01, 0x80, 0x0f, 0x22, 0xc0, // cr0 |= PG, WP
+        0xea, 0x60, 0x00, 0x01, 0x00, 0x08, 0x00, // jmp 0x08:0x10060
+        0x66, 0xb8, 0x40, 0x00, 0x0f, 0x00, 0xd8, // ltr 0x40
+        0x48, 0xbb, 0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12, 0x00, 0x00, 0x53, 0xf4, // mov rbx; push; hlt
+    ];
+
+    #[test]
+    fn a_boot_loader_climbs_from_real_to_64_bit_mode() {
+        let mut system = System::real(CLIMB);
+        let mut steps = 0;
+        while system.cpu.activity == Activity::Running {
+            system.guest.step().unwrap();
+            steps += 1;
+            assert!(steps < 40, "lost at {:#x}", system.rip());
+        }
+        assert!(system.cpu.mode.long64 && system.cpu.efer & efer::LMA != 0);
+        assert_eq!((system.rip(), system.cs()), (CODE + CLIMB.len() as u64, KERNEL_CODE));
+        assert_eq!(system.get64::<1>(0x7000 - 8), [0x0000_1234_5678_9abc]);
+        assert_eq!((system.cpu.tr.base, system.cpu.tr.access & 0xf), (TSS, 0xb));
+        assert_eq!(system.get64::<1>(GDT + u64::from(TASK)), [descriptor(TSS, 0x67, 0x8b, 0)]);
+        assert_eq!(system.cpu.segs[seg::CS as usize].access & 1, 1);
+    }
+
+    #[test]
+    fn illegal_combinations_of_control_bits_are_refused_and_change_nothing() {
+        let mut system = System::long(&[]);
+        let cpu = &mut system.guest.cpu;
+        let before = (cpu.cr0, cpu.cr3, cpu.cr4);
+        assert_eq!(cpu.write_cr0(cpu.cr0 & !cr0::PE), Err(Exception::GP0), "PG without PE");
+        assert_eq!(cpu.write_cr0(cpu.cr0 & !cr0::PG), Err(Exception::GP0), "in 64-bit mode");
+        assert_eq!(cpu.write_cr0((cpu.cr0 | cr0::NW) & !cr0::CD), Err(Exception::GP0));
+        assert_eq!(cpu.write_cr0(cpu.cr0 | 1 << 32), Err(Exception::GP0));
+        assert_eq!(cpu.write_cr4(cpu.cr4 & !cr4::PAE), Err(Exception::GP0), "in long mode");
+        assert_eq!(cpu.write_cr4(cpu.cr4 | cr4::LA57), Err(Exception::GP0), "not offered");
+        assert_eq!(cpu.write_cr3(1 << 63), Err(Exception::GP0), "without PCIDs");
+        assert_eq!((cpu.cr0, cpu.cr3, cpu.cr4), before);
+    }
+
+    #[test]
+    fn a_write_of_cr3_forgets_translations_unless_it_says_not_to() {
+        let mut system = System::long(&[0x8a, 0x00]); // mov al, [rax]
+        if system.cpu.vm.cpuid.cr4_mask() & cr4::PCIDE == 0 {
+            return; // this host has no PCIDs to offer
+        }
+        let tables = system.cpu.cr3;
+        let pte = tables + 0x3000 + (DATA >> 12) * 8;
+        system.guest.cpu.write_cr4(system.cpu.cr4 | cr4::PCIDE).unwrap();
+        let mut touch = |keep: bool| {
+            system.put64(pte, &[DATA | 7]);
+            system.guest.cpu.write_cr3(tables | 5).unwrap();
+            let look = |system: &mut System| {
+                system.guest.cpu.regs[reg::RAX as usize] = DATA;
+                system.guest.cpu.regs[super::super::op::RIP as usize] = CODE;
+                system.guest.step()
+            };
+            look(&mut system).unwrap();
+            system.put64(pte, &[0]);
+            system.guest.cpu.write_cr3(tables | 6).unwrap();
+            let flag = if keep { NO_FLUSH } else { 0 };
+            system.guest.cpu.write_cr3(tables | 5 | flag).unwrap();
+            look(&mut system)
+        };
+        assert_eq!(touch(true), Ok(()));
+        assert!(touch(false).is_err());
+    }
+
+    #[test]
+    fn pae_paging_checks_the_four_pointers_when_they_are_loaded() {
+        let mut system = System::protected(&[]);
+        system.put64(0x6000, &[0x9000 | 1, 0, 0, 0x9000 | 3]);
+        let cpu = &mut system.guest.cpu;
+        cpu.write_cr4(cpu.cr4 | cr4::PAE).unwrap();
+        cpu.write_cr3(0x6000).unwrap();
+        assert_eq!(cpu.write_cr0(cpu.cr0 | cr0::PG), Err(Exception::GP0), "bit 1 is reserved");
+        assert!(!cpu.mode.paging);
+        system.put64(0x6018, &[0x9001]);
+        let cpu = &mut system.guest.cpu;
+        cpu.write_cr0(cpu.cr0 | cr0::PG).unwrap();
+        assert_eq!(cpu.pdptes, [0x9001, 0, 0, 0x9001]);
+    }
+}

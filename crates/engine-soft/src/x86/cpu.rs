@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::CpuIo;
 use engine::x86::bits::{access, cr0, cr4, efer, rflags};
-use engine::x86::{Activity, DescriptorTable, Segment};
+use engine::x86::{Activity, DescriptorTable, PendingEvent, Segment};
 
 use super::fpu::Fpu;
 use super::lapic::Lapic;
@@ -72,6 +72,8 @@ pub struct Cpu {
     pub debug_shadow: bool,
     /// Debug-exception conditions met by the current instruction (DR6 bits), reported behind it.
     pub debug_trap: u64,
+    /// An event that a restored state was caught in the delivery of.
+    pub pending: Option<PendingEvent>,
     /// What all vCPUs share.
     pub vm: Arc<Shared>,
     /// Number of this vCPU.
@@ -176,6 +178,7 @@ impl Cpu {
             leave_block: false,
             debug_shadow: false,
             debug_trap: 0,
+            pending: None,
             vm,
             id,
             io: IoSlot(None),
@@ -213,6 +216,7 @@ impl Cpu {
         self.leave_block = true;
         self.debug_shadow = false;
         self.debug_trap = 0;
+        self.pending = None;
         if power_on {
             self.fpu = Fpu::default();
             self.msrs = Msrs::default();

@@ -149,3 +149,98 @@ impl Cpu {
         Ok(number.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::Event;
+    use super::super::op::{RIP, reg};
+    use super::super::systest::*;
+    use super::super::testing::{CODE, DATA};
+    use super::*;
+
+    const NOP: u8 = 0x90;
+    const DB: Exception = Exception::new(vector::DB);
+
+    #[test]
+    fn the_trap_flag_stops_behind_every_instruction() {
+        let mut system = System::long(&[NOP, NOP]);
+        system.cpu.rflags |= rflags::TF;
+        assert_eq!(system.guest.step(), Err(DB));
+        assert_eq!((system.rip(), system.cpu.dr[6] & 0xf00f), (CODE + 1, DR6_BS));
+        system.guest.cpu.deliver(Event::Exception(DB)).unwrap();
+        assert!(!system.cpu.flag(rflags::TF));
+        let flags = system.get64::<3>(system.rsp())[2];
+        assert_eq!(flags & (rflags::TF | rflags::RF), rflags::TF, "a trap: TF, no RF");
+    }
+
+    #[test]
+    fn popf_steps_from_the_instruction_behind_it() {
+        let mut system = System::long(&[0x9d, NOP]);
+        system.put64(System::STACK - 8, &[0x102]);
+        system.cpu.regs[reg::RSP as usize] = System::STACK - 8;
+        assert_eq!(system.guest.step(), Ok(()));
+        assert_eq!(system.guest.step(), Err(DB));
+        assert_eq!(system.rip(), CODE + 2);
+    }
+
+    #[test]
+    fn a_load_of_ss_holds_the_step_off_for_one_instruction() {
+        let mut system = System::long(&[0x8e, 0xd0, NOP]); // mov ss, eax
+        system.cpu.regs[0] = KERNEL_DATA.into();
+        system.cpu.rflags |= rflags::TF;
+        assert_eq!(system.guest.step(), Ok(()));
+        assert_eq!(system.guest.step(), Err(DB));
+        assert_eq!(system.rip(), CODE + 3);
+    }
+
+    #[test]
+    fn a_code_breakpoint_stops_in_front_and_rf_gets_past_it() {
+        let mut system = System::long(&[NOP, NOP]);
+        system.guest.cpu.write_dr(0, CODE + 1).unwrap();
+        system.guest.cpu.write_dr(7, 1).unwrap();
+        assert_eq!(system.guest.step(), Ok(()));
+        assert_eq!(system.guest.step(), Err(DB));
+        assert_eq!((system.rip(), system.cpu.dr[6] & 0xf00f), (CODE + 1, 1));
+        system.cpu.rflags |= rflags::RF;
+        assert_eq!(system.guest.step(), Ok(()));
+        assert!(!system.cpu.flag(rflags::RF));
+    }
+
+    #[test]
+    fn data_breakpoints_see_writes_or_all_accesses_that_overlap() {
+        let run = |code: &[u8], kind: u64, len: u64, at: u64| {
+            let mut system = System::long(code);
+            system.cpu.regs[0] = DATA;
+            system.guest.cpu.write_dr(1, at).unwrap();
+            system.guest.cpu.write_dr(7, 1 << 2 | kind << 20 | len << 22).unwrap();
+            let result = system.guest.step();
+            (result, system.cpu.dr[6] & 0xf, system.rip() - CODE)
+        };
+        let (store, load): (&[u8], &[u8]) = (&[0x48, 0x89, 0x00], &[0x48, 0x8b, 0x18]);
+        assert_eq!(run(store, 1, 3, DATA + 4), (Err(DB), 2, 3), "mov [rax], rax: bytes 4-7");
+        assert_eq!(run(store, 1, 0, DATA + 8), (Ok(()), 0, 3));
+        assert_eq!(run(load, 1, 3, DATA), (Ok(()), 0, 3), "a read does not write");
+        assert_eq!(run(load, 3, 3, DATA), (Err(DB), 2, 3));
+    }
+
+    #[test]
+    fn general_detect_catches_the_use_of_debug_registers_once() {
+        let mut system = System::long(&[0x0f, 0x21, 0xc0]); // mov rax, dr0
+        system.guest.cpu.write_dr(7, DR7_GD).unwrap();
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS + 16);
+        assert_eq!(system.cpu.dr[6] & DR6_BD, DR6_BD);
+        assert_eq!(system.cpu.dr[7] & DR7_GD, 0, "the handler may use them");
+        assert_ne!(system.get64::<3>(system.rsp())[2] & rflags::RF, 0);
+    }
+
+    #[test]
+    fn dr4_and_dr5_are_aliases_until_debug_extensions_are_on() {
+        let mut system = System::long(&[0x0f, 0x21, 0xe0]); // mov rax, dr4
+        assert_eq!(system.guest.step(), Ok(()));
+        assert_eq!(system.cpu.regs[0], DR6_FIXED);
+        system.cpu.cr4 |= cr4::DE;
+        system.guest.cpu.regs[RIP as usize] = CODE;
+        assert_eq!(system.guest.step(), Err(Exception::UD));
+    }
+}

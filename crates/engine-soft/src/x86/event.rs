@@ -135,6 +135,15 @@ impl Cpu {
     /// where the handler returns to.
     pub fn deliver(&mut self, event: Event) -> Result<(), Shutdown> {
         self.activity = Activity::Running;
+        log::trace!(
+            "vCPU {}: {event:x?} at {:x}:{:x}, CPL {}, CR2 {:x}, RSP {:x}",
+            self.id,
+            self.segs[1].selector,
+            self.rip(),
+            self.cpl,
+            self.cr2,
+            self.regs[4]
+        );
         let mut event = event;
         loop {
             match self.attempt(event) {

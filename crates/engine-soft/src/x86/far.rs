@@ -392,3 +392,118 @@ impl Cpu {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::op::RIP;
+    use super::super::systest::*;
+    use super::super::testing::CODE;
+    use super::*;
+
+    /// call 0x50|3:0 in 32-bit code
+    const CALL: &[u8] = &[0x9a, 0, 0, 0, 0, 0x53, 0];
+
+    #[test]
+    fn ring_3_calls_ring_0_through_a_gate_with_parameters_and_returns() {
+        let mut system = System::protected(CALL);
+        let target = gate(KERNEL_CODE32, HANDLERS, 0xec) | 2 << 32;
+        system.put64(GDT + u64::from(FREE), &[target]);
+        system.handler_code(0, &[0xca, 8, 0]); // retf 8
+        system.to_ring3();
+        let sp = System::STACK - 8;
+        system.put32(sp, &[0xaaaa, 0xbbbb]);
+        system.cpu.regs[reg::RSP as usize] = sp;
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl, system.ss()), (HANDLERS, 0, KERNEL_DATA));
+        let frame = system.get32::<6>(KERNEL_STACK - 24);
+        let user = (u32::from(USER_CODE32), u32::from(USER_DATA));
+        assert_eq!(frame, [CODE as u32 + 7, user.0, 0xaaaa, 0xbbbb, sp as u32, user.1]);
+        system.cpu.segs[seg::FS as usize] = segment(KERNEL_DATA, 0xc093);
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl, system.ss()), (CODE + 7, 3, USER_DATA));
+        assert_eq!(system.rsp(), System::STACK, "both stacks lost the parameters");
+        assert!(system.cpu.segs[seg::FS as usize].unusable, "the kernel's segment does not leak");
+        assert_eq!(system.cpu.segs[seg::DS as usize].selector, USER_DATA);
+    }
+
+    #[test]
+    fn a_gate_above_the_callers_level_is_refused() {
+        let mut system = System::protected(CALL);
+        system.put64(GDT + u64::from(FREE), &[gate(KERNEL_CODE32, HANDLERS, 0x8c)]);
+        system.to_ring3();
+        assert_eq!(system.guest.step(), Err(gp(FREE)));
+        assert_eq!((system.rip(), system.rsp(), system.cpu.cpl), (CODE, System::STACK, 3));
+    }
+
+    #[test]
+    fn a_64_bit_call_gate_leads_from_ring_3_to_the_kernels_stack() {
+        // call [rip]: m16:32 behind the instruction
+        let mut system = System::long(&[0xff, 0x1d, 0, 0, 0, 0, 0, 0, 0, 0, 0x53, 0]);
+        system.put64(GDT + u64::from(FREE), &[gate(KERNEL_CODE, HANDLERS, 0xec), 0]);
+        system.handler_code(0, &[0x48, 0xcb]); // retfq
+        system.to_ring3();
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl, system.ss()), (HANDLERS, 0, 0));
+        let user = (u64::from(USER_CODE), u64::from(USER_DATA));
+        assert_eq!(system.get64::<4>(KERNEL_STACK - 32), [CODE + 6, user.0, System::STACK, user.1]);
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl, system.rsp()), (CODE + 6, 3, System::STACK));
+    }
+
+    #[test]
+    fn iretq_goes_to_compatibility_mode_and_a_far_jump_comes_back() {
+        let mut system = System::long(&[0x48, 0xcf]);
+        // jmp 0x2b:CODE + 0x40
+        system.poke(CODE + 0x20, &[0xea, 0x40, 0, 1, 0, 0x2b, 0]);
+        let frame = [CODE + 0x20, USER_CODE32.into(), 0x202, 0x9_0000, USER_DATA.into()];
+        system.put64(System::STACK - 40, &frame);
+        system.cpu.regs[reg::RSP as usize] = System::STACK - 40;
+        system.go().unwrap();
+        let mode = system.cpu.mode;
+        assert_eq!((system.cpu.cpl, mode.code_bits, mode.long, mode.stack_bits), (3, 32, true, 32));
+        assert_eq!((system.rip(), system.rsp(), system.ss()), (CODE + 0x20, 0x9_0000, USER_DATA));
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cs(), system.cpu.mode.long64), (CODE + 0x40, USER_CODE, true));
+    }
+
+    #[test]
+    fn iretq_refuses_a_stack_or_address_that_does_not_fit_and_stays_put() {
+        let attempt = |frame: [u64; 5]| {
+            let mut system = System::long(&[0x48, 0xcf]);
+            system.put64(System::STACK - 40, &frame);
+            system.cpu.regs[reg::RSP as usize] = System::STACK - 40;
+            let result = system.guest.step();
+            assert_eq!((system.cpu.regs[RIP as usize], system.cpu.cpl), (CODE, 0));
+            assert_eq!(system.rsp(), System::STACK - 40);
+            result
+        };
+        let (cs, ss) = (u64::from(USER_CODE), u64::from(USER_DATA));
+        assert_eq!(attempt([1 << 50, cs, 2, 0, ss]), Err(Exception::GP0), "not canonical");
+        assert_eq!(attempt([CODE, cs, 2, 0, 0]), Err(Exception::GP0), "no null SS in ring 3");
+        assert_eq!(attempt([CODE, cs, 2, 0, KERNEL_DATA.into()]), Err(gp(KERNEL_DATA)));
+        assert_eq!(attempt([CODE, 0, 2, 0, ss]), Err(Exception::GP0));
+        assert_eq!(attempt([CODE, 0x7f8, 2, 0, ss]), Err(gp(0x7f8)), "beyond the table");
+    }
+
+    #[test]
+    fn user_code_cannot_raise_its_io_privilege_by_iret() {
+        let mut system = System::long(&[0x48, 0xcf]);
+        system.to_ring3();
+        let frame = [CODE, USER_CODE.into(), 0x3202, System::STACK, USER_DATA.into()];
+        system.put64(System::STACK - 40, &frame);
+        system.cpu.regs[reg::RSP as usize] = System::STACK - 40;
+        system.go().unwrap();
+        assert_eq!(system.cpu.rflags, rflags::FIXED, "neither IOPL nor IF");
+    }
+
+    #[test]
+    fn real_mode_calls_far_and_returns() {
+        let mut guest = super::super::testing::Guest::new(16, &[0x9a, 0x34, 0x12, 0x00, 0x20]);
+        guest.poke(0x2_1234, &[0xcb]);
+        guest.step().unwrap();
+        assert_eq!(guest.cpu.segs[seg::CS as usize].base, 0x2_0000);
+        assert_eq!(guest.peek::<4>(0x7ffc), [5, 0, 0, 0x10]);
+        guest.step().unwrap();
+        assert_eq!((guest.cpu.regs[RIP as usize], guest.cpu.segs[seg::CS as usize].base), (5, CODE));
+    }
+}

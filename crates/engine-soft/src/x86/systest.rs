@@ -6,7 +6,7 @@ use engine::x86::{DescriptorTable, Segment};
 
 use super::event::{Event, Shutdown};
 use super::op::{RIP, reg, seg};
-use super::testing::{CODE, Guest, STACK};
+use super::testing::{Guest, STACK};
 
 pub const GDT: u64 = 0x2000;
 pub const IDT: u64 = 0x3000;
@@ -83,6 +83,15 @@ impl System {
         system
     }
 
+    /// Real mode, with the tables of [`System::long`] in memory, an available task state segment, and
+    /// paging off.
+    pub fn real(code: &[u8]) -> System {
+        let system = System::tables(16, code);
+        system.put64(GDT + u64::from(TASK), &[descriptor(TSS, 0x67, 0x89, 0), 0]);
+        system.map();
+        system
+    }
+
     /// 32-bit protected mode at CPL 0, paging off.
     pub fn protected(code: &[u8]) -> System {
         let mut system = System::tables(32, code);
@@ -105,7 +114,9 @@ impl System {
         let cpu = &mut guest.cpu;
         cpu.gdtr = DescriptorTable { base: GDT, limit: 0xff };
         cpu.idtr = DescriptorTable { base: IDT, limit: 0xfff };
-        cpu.segs = [segment(KERNEL_DATA, 0xc093); 6];
+        if bits != 16 {
+            cpu.segs = [segment(KERNEL_DATA, 0xc093); 6];
+        }
         cpu.update_mode();
         let system = System { guest };
         let flat = |access, flags| descriptor(0, 0xf_ffff, access, flags);
@@ -208,11 +219,6 @@ impl System {
 
     pub fn ss(&self) -> u16 {
         self.guest.cpu.segs[seg::SS as usize].selector
-    }
-
-    /// RIP behind `bytes` bytes of the test's code.
-    pub fn after(bytes: u64) -> u64 {
-        CODE + bytes
     }
 
     pub const STACK: u64 = STACK;

@@ -296,3 +296,101 @@ impl Cpu {
         self.switch_task(&TaskSwitch { selector, reason: Reason::Return, return_rip, flags, code: None })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::op::reg;
+    use super::super::systest::*;
+    use super::super::testing::CODE;
+    use super::*;
+
+    /// The other task's segment, and its selector.
+    const OTHER: u64 = 0x6000;
+    const OTHER_TASK: u16 = FREE;
+
+    /// A system whose second task starts at `HANDLERS` in ring 3 with EAX = 7.
+    fn two_tasks(code: &[u8]) -> System {
+        let system = System::protected(code);
+        system.put64(GDT + u64::from(OTHER_TASK), &[descriptor(OTHER, 0x67, 0x89, 0)]);
+        system.put32(OTHER + 0x20, &[HANDLERS as u32, 0x202, 7]);
+        system.put32(OTHER + 0x38, &[0x9_0000]); // ESP
+        let (code, data) = (u32::from(USER_CODE32), u32::from(USER_DATA));
+        system.put32(OTHER + 0x48, &[data, code, data, data, 0, 0, 0]);
+        system
+    }
+
+    #[test]
+    fn a_call_of_a_task_nests_it_and_iret_comes_back() {
+        // call 0x50:0; and in the other task: iretd
+        let mut system = two_tasks(&[0x9a, 0, 0, 0, 0, 0x50, 0]);
+        system.handler_code(0, &[0xcf]);
+        system.cpu.regs[reg::RBX as usize] = 0x1234;
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl, system.cpu.regs[0]), (HANDLERS, 3, 7));
+        assert_eq!((system.cs(), system.ss(), system.rsp()), (USER_CODE32, USER_DATA, 0x9_0000));
+        assert!(system.cpu.flag(rflags::NT) && system.cpu.cr0 & cr0::TS != 0);
+        assert_eq!(system.get32::<1>(OTHER), [u32::from(TASK)], "the link back");
+        let kinds = |system: &System| {
+            [TASK, OTHER_TASK].map(|at| system.get64::<1>(GDT + u64::from(at))[0] >> 40 & 0xf)
+        };
+        assert_eq!(kinds(&system), [0xb, 0xb], "both busy");
+        assert_eq!(system.get32::<1>(TSS + 0x20), [CODE as u32 + 7], "EIP of the old task");
+
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl), (CODE + 7, 0));
+        assert_eq!((system.cpu.regs[reg::RBX as usize], system.cpu.tr.selector), (0x1234, TASK));
+        assert!(!system.cpu.flag(rflags::NT));
+        assert_eq!(kinds(&system), [0xb, 0x9]);
+        let flags = system.get32::<1>(OTHER + 0x24)[0];
+        assert_eq!(u64::from(flags) & rflags::NT, 0);
+    }
+
+    #[test]
+    fn a_jump_ends_the_old_task() {
+        let mut system = two_tasks(&[0xea, 0, 0, 0, 0, 0x50, 0]);
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS);
+        assert!(!system.cpu.flag(rflags::NT));
+        let old = system.get64::<1>(GDT + u64::from(TASK))[0];
+        assert_eq!(old >> 40 & 0xf, 9, "available again");
+    }
+
+    #[test]
+    fn a_task_gate_catches_an_exception_with_its_error_code() {
+        let mut system = two_tasks(&[0xcd, 0x80]); // int 0x80 through an empty gate
+        system.put64(IDT + 8 * 0x80, &[0]);
+        system.put64(IDT + 8 * 13, &[gate(OTHER_TASK, 0, 0x85)]);
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.rsp()), (HANDLERS, 0x9_0000 - 4));
+        assert_eq!(system.get32::<1>(0x9_0000 - 4), [0x80 * 8 + 2]);
+        assert_eq!(system.get32::<1>(TSS + 0x20), [CODE as u32], "the fault returns to the INT");
+    }
+
+    #[test]
+    fn a_busy_task_is_not_entered_again() {
+        let mut system = two_tasks(&[0x9a, 0, 0, 0, 0, 0x40, 0]);
+        assert_eq!(system.guest.step(), Err(gp(TASK)));
+        assert_eq!((system.rip(), system.cpu.cr0 & cr0::TS), (CODE, 0));
+    }
+
+    #[test]
+    fn a_new_task_with_a_bad_segment_faults_in_its_own_context() {
+        let mut system = two_tasks(&[0xea, 0, 0, 0, 0, 0x50, 0]);
+        system.put32(OTHER + 0x50, &[KERNEL_DATA.into()]); // SS of ring 0 for ring 3
+        assert_eq!(system.guest.step(), Err(ts(KERNEL_DATA)));
+        assert_eq!((system.rip(), system.cpu.tr.selector, system.cpu.regs[0]), (HANDLERS, OTHER_TASK, 7));
+    }
+
+    #[test]
+    fn a_16_bit_task_has_its_own_layout() {
+        let mut system = two_tasks(&[0x9a, 0, 0, 0, 0, 0x50, 0]);
+        system.put64(GDT + u64::from(OTHER_TASK), &[descriptor(OTHER, 0x2b, 0x81, 0)]);
+        system.poke(OTHER, &[0; 0x2c]);
+        system.poke(OTHER + 0x0e, &[0x00, 0x50, 0x02, 0x00, 0x11, 0x22]); // IP, FLAGS, AX
+        system.poke(OTHER + 0x24, &[0x38, 0, 0x10, 0]); // CS, SS
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cs(), system.cpu.mode.code_bits), (HANDLERS, KERNEL_CODE16, 16));
+        assert_eq!(system.cpu.regs[0] as u16, 0x2211);
+        assert!(system.cpu.segs[seg::DS as usize].unusable);
+    }
+}

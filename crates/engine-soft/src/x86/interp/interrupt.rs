@@ -135,3 +135,93 @@ fn set_access_check<const ON: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.update_view();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::op::reg;
+    use super::super::super::systest::*;
+    use super::super::super::testing::CODE;
+    use super::*;
+
+    fn user(code: &[u8], iopl: u64) -> System {
+        let mut system = System::long(code);
+        system.to_ring3();
+        system.cpu.rflags |= iopl << 12;
+        system
+    }
+
+    #[test]
+    fn users_change_the_interrupt_flag_only_with_io_privilege() {
+        for code in [0xfa, 0xfb] {
+            assert_eq!(user(&[code], 0).guest.step(), Err(Exception::GP0));
+            assert_eq!(user(&[code], 3).guest.step(), Ok(()));
+        }
+        assert_eq!(user(&[0xf4], 3).guest.step(), Err(Exception::GP0), "HLT is the kernel's alone");
+    }
+
+    #[test]
+    fn sti_opens_the_door_behind_the_next_instruction() {
+        let mut system = System::long(&[0xfb, 0xfb]);
+        system.guest.step().unwrap();
+        assert!(system.cpu.flag(rflags::IF) && system.cpu.interrupt_shadow);
+        system.guest.step().unwrap();
+        assert!(!system.cpu.interrupt_shadow, "IF was set already");
+    }
+
+    #[test]
+    fn popf_gives_a_user_no_more_than_it_may_have() {
+        let pop = |mut system: System| {
+            system.put64(System::STACK - 8, &[u64::MAX]);
+            system.cpu.regs[reg::RSP as usize] = System::STACK - 8;
+            system.guest.step().unwrap();
+            assert_eq!(system.rsp(), System::STACK);
+            system.cpu.rflags
+        };
+        let common = rflags::FIXED | rflags::STATUS | rflags::TF | rflags::DF;
+        let common = common | rflags::NT | rflags::AC | rflags::ID;
+        assert_eq!(pop(user(&[0x9d], 0)), common);
+        assert_eq!(pop(user(&[0x9d], 3)), common | rflags::IF | rflags::IOPL);
+        assert_eq!(pop(System::long(&[0x9d])), common | rflags::IF | rflags::IOPL);
+    }
+
+    #[test]
+    fn pushf_shows_neither_rf_nor_vm() {
+        let mut system = System::long(&[0x9c]);
+        system.cpu.rflags |= rflags::IF | rflags::RF;
+        system.guest.step().unwrap();
+        assert_eq!(system.get64::<1>(System::STACK - 8), [rflags::FIXED | rflags::IF]);
+    }
+
+    #[test]
+    fn int3_is_a_trap_and_int1_passes_any_gate() {
+        let mut system = user(&[0xcc, 0xf1], 0);
+        system.handler(3, 0xee, 0);
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS + 3 * 16);
+        assert_eq!(system.get64::<1>(system.rsp()), [CODE + 1]);
+        let mut system = user(&[0xf1], 0);
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.get64::<1>(system.rsp())), (HANDLERS + 16, [CODE + 1]));
+    }
+
+    #[test]
+    fn stac_lets_the_kernel_into_user_pages() {
+        let mut system = System::long(&[0x8a, 0x00, 0x0f, 0x01, 0xcb, 0x8a, 0x00, 0x0f, 0x01, 0xca]);
+        system.poke(CODE + 10, &[0x8a, 0x00]);
+        if system.cpu.vm.cpuid.cr4_mask() & cr4::SMAP == 0 {
+            return;
+        }
+        // The code itself is in a user page: SMAP, without SMEP.
+        system.guest.cpu.write_cr4(system.cpu.cr4 | cr4::SMAP).unwrap();
+        system.cpu.regs[0] = CODE;
+        let fault = system.guest.step().unwrap_err();
+        assert_eq!((fault.vector(), fault.code()), (vector::PF, Some(1)));
+        system.cpu.regs[super::super::super::op::RIP as usize] = CODE + 2;
+        system.guest.step().unwrap();
+        system.cpu.regs[0] = CODE;
+        system.guest.step().unwrap();
+        system.guest.step().unwrap();
+        system.cpu.regs[0] = CODE;
+        assert_eq!(system.guest.step(), Err(fault), "CLAC closed it again");
+    }
+}

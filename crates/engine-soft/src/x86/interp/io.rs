@@ -97,3 +97,55 @@ impl Cpu {
         self.leave_block = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::systest::*;
+    use super::*;
+
+    /// in al, 0x60 in ring 3 with a task state segment of this limit, I/O map base, and map bytes 12, 13.
+    fn user_input(limit: u32, base: u16, map: [u8; 2]) -> Exec {
+        let mut system = System::long(&[0xe4, 0x60]);
+        system.cpu.tr.limit = limit;
+        system.poke(TSS + 0x66, &base.to_le_bytes());
+        system.poke(TSS + u64::from(base) + 0x60 / 8, &map);
+        system.to_ring3();
+        system.guest.step()
+    }
+
+    #[test]
+    fn ring_3_reaches_the_ports_that_its_task_allows() {
+        let gp = Err(Exception::GP0);
+        assert_eq!(user_input(0x2067, 0x68, [0xfe, 0xff]), Ok(()));
+        assert_eq!(user_input(0x2067, 0x68, [0xff, 0xff]), gp);
+        assert_eq!(user_input(0x67, 0x68, [0, 0]), gp, "the map is behind the limit");
+        assert_eq!(user_input(0x68 + 12, 0x68, [0, 0]), gp, "two bytes are read");
+        assert_eq!(user_input(0x68 + 13, 0x68, [0, 0]), Ok(()));
+    }
+
+    #[test]
+    fn wide_accesses_need_all_their_ports() {
+        let mut system = System::long(&[0xed]); // in eax, dx
+        system.cpu.tr.limit = 0x2067;
+        system.poke(TSS + 0x66, &0x68u16.to_le_bytes());
+        system.poke(TSS + 0x68, &[0x1f, 0x02]); // ports 5-8 are free, 9 is not
+        system.to_ring3();
+        for (port, allowed) in [(5, true), (6, false), (4, false)] {
+            assert_eq!(system.guest.cpu.check_io(port, 4).is_ok(), allowed, "port {port}");
+        }
+        system.cpu.rflags |= 3 << 12;
+        assert_eq!(system.guest.cpu.check_io(6, 4), Ok(()), "IOPL 3");
+    }
+
+    #[test]
+    fn input_fills_the_accumulator_as_wide_as_it_is() {
+        let mut system = System::long(&[0xec, 0x66, 0xed, 0xed]); // in al, dx; in ax, dx; in eax, dx
+        system.cpu.regs[0] = 0x1122_3344_5566_7700;
+        system.guest.step().unwrap();
+        assert_eq!(system.cpu.regs[0], 0x1122_3344_5566_77ff);
+        system.guest.step().unwrap();
+        assert_eq!(system.cpu.regs[0], 0x1122_3344_5566_ffff);
+        system.guest.step().unwrap();
+        assert_eq!(system.cpu.regs[0], 0xffff_ffff);
+    }
+}

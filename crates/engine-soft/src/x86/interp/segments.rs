@@ -412,3 +412,174 @@ fn write_base<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.segs[op.ext as usize].base = base;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::descriptor::{gp, np};
+    use super::super::super::op::reg;
+    use super::super::super::systest::*;
+    use super::super::super::testing::{CODE, DATA};
+    use super::*;
+
+    const RAX: usize = reg::RAX as usize;
+
+    /// mov ds, eax with a descriptor in the free slot.
+    fn load_ds(selector: u16, access: u64, ring3: bool) -> (Exec, System) {
+        let mut system = System::protected(&[0x8e, 0xd8]);
+        system.put64(GDT + u64::from(FREE), &[descriptor(0x1234_5000, 0x1f, access, 0xc)]);
+        if ring3 {
+            system.to_ring3();
+        }
+        system.cpu.regs[RAX] = selector.into();
+        (system.guest.step(), system)
+    }
+
+    #[test]
+    fn a_loaded_segment_carries_its_descriptor_and_marks_it_accessed() {
+        let (result, system) = load_ds(FREE, 0x92, false);
+        assert_eq!(result, Ok(()));
+        let ds = system.cpu.segs[seg::DS as usize];
+        assert_eq!((ds.base, ds.limit, ds.access), (0x1234_5000, 0x1_ffff, 0xc093));
+        assert_eq!(system.get64::<1>(GDT + u64::from(FREE))[0] >> 40 & 0xff, 0x93);
+    }
+
+    #[test]
+    fn segments_are_refused_for_their_type_level_or_absence() {
+        let refused = |selector, access, ring3| load_ds(selector, access, ring3).0.err();
+        assert_eq!(refused(FREE | 3, 0x92, true), Some(gp(FREE)), "ring 0 data for ring 3");
+        assert_eq!(refused(FREE | 3, 0xf2, true), None);
+        assert_eq!(refused(FREE | 3, 0x92, false), Some(gp(FREE)), "RPL 3");
+        assert_eq!(refused(FREE, 0x98, false), Some(gp(FREE)), "execute-only code");
+        assert_eq!(refused(FREE | 3, 0x9e, true), None, "conforming code");
+        assert_eq!(refused(FREE, 0x12, false), Some(np(FREE)));
+        assert_eq!(refused(0x100, 0x92, false), Some(gp(0x100)), "beyond the GDT");
+        assert_eq!(refused(FREE | 4, 0x92, false), Some(gp(FREE | 4)), "no LDT");
+        assert_eq!(refused(3, 0x92, true), None, "null");
+    }
+
+    #[test]
+    fn a_null_segment_faults_when_it_is_used_but_not_in_64_bit_mode() {
+        let code = &[0x8e, 0xd8, 0x8a, 0x00]; // mov ds, eax; mov al, [eax]
+        let mut system = System::protected(code);
+        system.guest.step().unwrap();
+        assert_eq!(system.guest.step(), Err(Exception::GP0));
+        let mut system = System::long(code);
+        system.guest.step().unwrap();
+        assert_eq!(system.guest.step(), Ok(()));
+    }
+
+    #[test]
+    fn the_stack_segment_has_rules_of_its_own() {
+        let load = |selector: u16, ring3: bool, long: bool| {
+            let code = &[0x8e, 0xd0]; // mov ss, eax
+            let mut system = if long { System::long(code) } else { System::protected(code) };
+            if ring3 {
+                system.to_ring3();
+            }
+            system.cpu.regs[RAX] = selector.into();
+            system.guest.step()
+        };
+        assert_eq!(load(KERNEL_DATA, false, false), Ok(()));
+        assert_eq!(load(USER_DATA, false, false), Err(gp(USER_DATA)));
+        assert_eq!(load(0, false, false), Err(Exception::GP0));
+        assert_eq!(load(0, false, true), Ok(()), "null in ring 0 of 64-bit mode");
+        assert_eq!(load(3, true, true), Err(Exception::GP0));
+        assert_eq!(load(KERNEL_CODE32, false, false), Err(gp(KERNEL_CODE32)), "not writable");
+    }
+
+    #[test]
+    fn loading_ss_holds_interrupts_off_for_one_instruction() {
+        let mut system = System::long(&[0x8e, 0xd0, 0x90]);
+        system.cpu.regs[RAX] = KERNEL_DATA.into();
+        system.guest.step().unwrap();
+        assert!(system.cpu.interrupt_shadow);
+    }
+
+    #[test]
+    fn lar_and_lsl_look_without_faulting() {
+        let look = |code: &[u8], selector: u16, ring3: bool| {
+            let mut system = System::long(code);
+            if ring3 {
+                system.to_ring3();
+            }
+            system.cpu.regs[RAX] = selector.into();
+            system.cpu.regs[reg::RCX as usize] = 0x55;
+            system.guest.step().unwrap();
+            system.cpu.flag(rflags::ZF).then_some(system.cpu.regs[reg::RCX as usize])
+        };
+        let (lar, lsl): (&[u8], &[u8]) = (&[0x0f, 0x02, 0xc8], &[0x0f, 0x03, 0xc8]);
+        assert_eq!(look(lar, KERNEL_CODE, false), Some(0xa0_9b00));
+        assert_eq!(look(lsl, KERNEL_CODE, false), Some(0xffff_ffff));
+        assert_eq!(look(lsl, TASK, false), Some(0x67));
+        assert_eq!(look(lar, KERNEL_CODE, true), None);
+        assert_eq!(look(lar, 0, false), None);
+        assert_eq!(look(lsl, USER_DATA, true), Some(0xffff_ffff));
+    }
+
+    #[test]
+    fn verify_tells_what_ring_3_may_touch() {
+        let verify = |modrm: u8, selector: u16| {
+            let mut system = System::protected(&[0x0f, 0x00, modrm]);
+            system.to_ring3();
+            system.cpu.regs[RAX] = selector.into();
+            system.guest.step().unwrap();
+            system.cpu.flag(rflags::ZF)
+        };
+        let (verr, verw) = (0xe0, 0xe8);
+        assert!(verify(verr, USER_DATA) && verify(verw, USER_DATA));
+        assert!(verify(verr, USER_CODE32) && !verify(verw, USER_CODE32));
+        assert!(!verify(verr, KERNEL_DATA));
+    }
+
+    #[test]
+    fn umip_hides_the_tables_from_users() {
+        let mut system = System::long(&[0x0f, 0x01, 0x00]); // sgdt [rax]
+        system.to_ring3();
+        system.cpu.regs[RAX] = DATA;
+        system.cpu.cr4 |= cr4::UMIP;
+        assert_eq!(system.guest.step(), Err(Exception::GP0));
+        system.cpu.cr4 &= !cr4::UMIP;
+        assert_eq!(system.guest.step(), Ok(()));
+        assert_eq!(system.peek::<10>(DATA), [0xff, 0, 0, 0x20, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn gs_bases_are_read_written_and_swapped() {
+        // wrgsbase rax; swapgs; rdgsbase rcx
+        let code = &[0xf3, 0x48, 0x0f, 0xae, 0xd8, 0x0f, 0x01, 0xf8, 0xf3, 0x48, 0x0f, 0xae, 0xc9];
+        let mut system = System::long(code);
+        assert_eq!(system.guest.step(), Err(Exception::UD), "not enabled");
+        system.cpu.cr4 |= cr4::FSGSBASE;
+        system.cpu.regs[RAX] = 1 << 50;
+        assert_eq!(system.guest.step(), Err(Exception::GP0), "not canonical");
+        system.cpu.regs[RAX] = 0x7fff_0000_1000;
+        system.cpu.msrs.kernel_gs_base = 0xffff_8880_0000_0000;
+        system.guest.steps(3).unwrap();
+        assert_eq!(system.cpu.regs[reg::RCX as usize], 0xffff_8880_0000_0000);
+        assert_eq!(system.cpu.msrs.kernel_gs_base, 0x7fff_0000_1000);
+    }
+
+    #[test]
+    fn a_far_pointer_fills_register_and_segment_or_neither() {
+        let mut system = System::protected(&[0x0f, 0xb4, 0x08]); // lfs ecx, [eax]
+        system.cpu.regs[RAX] = DATA;
+        system.poke(DATA, &[0x78, 0x56, 0x34, 0x12, 0x00, 0x01]);
+        assert_eq!(system.guest.step(), Err(gp(0x100)));
+        assert_eq!(system.cpu.regs[reg::RCX as usize], 0);
+        system.poke(DATA + 4, &[0x10, 0]);
+        system.guest.step().unwrap();
+        assert_eq!(system.cpu.regs[reg::RCX as usize], 0x1234_5678);
+        assert_eq!(system.cpu.segs[seg::FS as usize].selector, KERNEL_DATA);
+        assert_eq!(system.rip(), CODE + 3);
+    }
+
+    #[test]
+    fn real_mode_segments_follow_their_selector_and_keep_their_limit() {
+        let mut system = System::real(&[0x8e, 0xd8]);
+        system.cpu.segs[seg::DS as usize].limit = 0xffff_ffff; // "unreal" mode
+        system.cpu.regs[RAX] = 0x1234;
+        system.guest.step().unwrap();
+        let ds = system.cpu.segs[seg::DS as usize];
+        assert_eq!((ds.base, ds.limit), (0x1_2340, 0xffff_ffff));
+    }
+}

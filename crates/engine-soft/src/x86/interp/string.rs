@@ -4,7 +4,7 @@
 //! or after [`BUDGET`] for the sake of interrupts – then RIP stays where it is. Copies and fills run as
 //! whole stretches of host memory where both sides hit the TLB.
 
-use engine::x86::bits::rflags::{DF, TF, ZF};
+use engine::x86::bits::rflags::{DF, ZF};
 use iced_x86::{Code, OpKind};
 
 use super::alu::Cmp;
@@ -99,7 +99,7 @@ fn once<T: Int, A: Int, O: Element>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn repeat<T: Int, A: Int, O: Element, const WHILE_EQUAL: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut count = A::get(cpu, reg::RCX).zx();
-    let single = cpu.flag(TF); // traps behind every element
+    let single = cpu.watched(); // traps behind every element
     let mut budget = if single { 1 } else { BUDGET };
     while count != 0 && budget != 0 {
         let mut done = 0;

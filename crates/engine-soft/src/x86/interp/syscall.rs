@@ -135,3 +135,103 @@ fn sysexit<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::op::RIP;
+    use super::super::super::systest::*;
+    use super::super::super::testing::CODE;
+    use super::*;
+    use engine::x86::bits::msr;
+
+    const ENTRY: u64 = 0xffff_ffff_8000_0000;
+    const R11: usize = reg::R11 as usize;
+    const RCX: usize = reg::RCX as usize;
+
+    /// A ring-3 program, and the MSRs as 64-bit Linux sets them.
+    fn user(code: &[u8]) -> System {
+        let mut system = System::long(code);
+        let cpu = &mut system.guest.cpu;
+        cpu.write_msr(msr::STAR, 0x001b_0008 << 32).unwrap();
+        cpu.write_msr(msr::LSTAR, ENTRY).unwrap();
+        cpu.write_msr(msr::FMASK, rflags::IF | rflags::TF | rflags::DF | rflags::AC).unwrap();
+        system.to_ring3();
+        system
+    }
+
+    #[test]
+    fn a_program_calls_the_kernel_and_gets_back() {
+        let mut system = user(&[0x0f, 0x05]);
+        system.cpu.rflags |= rflags::IF | rflags::DF | rflags::CF;
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl), (ENTRY, 0));
+        assert_eq!((system.cs(), system.ss()), (KERNEL_CODE, KERNEL_DATA));
+        assert_eq!(system.rsp(), System::STACK, "the kernel switches stacks itself");
+        assert_eq!(system.cpu.rflags, rflags::FIXED | rflags::CF);
+        let flags = rflags::FIXED | rflags::IF | rflags::DF | rflags::CF;
+        assert_eq!((system.cpu.regs[RCX], system.cpu.regs[R11]), (CODE + 2, flags));
+
+        system.poke(CODE + 0x20, &[0x48, 0x0f, 0x07]); // sysretq
+        system.cpu.regs[RIP as usize] = CODE + 0x20;
+        system.cpu.regs[R11] = flags | rflags::VM | rflags::RF;
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cpu.cpl, system.cpu.mode.long64), (CODE + 2, 3, true));
+        assert_eq!((system.cs(), system.ss()), (USER_CODE, USER_DATA));
+        assert_eq!(system.cpu.rflags, flags);
+        assert_eq!(system.cpu.segs[seg::SS as usize].access, 0xc0f3);
+    }
+
+    #[test]
+    fn it_is_undefined_while_disabled_and_privileged_on_the_way_out() {
+        let mut system = user(&[0x0f, 0x05]);
+        system.cpu.efer &= !efer::SCE;
+        assert_eq!(system.guest.step(), Err(Exception::UD));
+        let mut system = user(&[0x48, 0x0f, 0x07]);
+        assert_eq!(system.guest.step(), Err(Exception::GP0));
+    }
+
+    #[test]
+    fn sysret_to_32_bit_code_goes_to_compatibility_mode() {
+        let mut system = user(&[]);
+        system.cpu.cpl = 0;
+        system.cpu.segs[seg::CS as usize] = segment(KERNEL_CODE, 0xa09b);
+        system.poke(CODE, &[0x0f, 0x07]);
+        system.cpu.regs[RCX] = 0x1_0000_0000 | (CODE + 0x80);
+        system.cpu.regs[R11] = 0x202;
+        system.cpu.update_mode();
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.cs(), system.cpu.mode.code_bits), (CODE + 0x80, USER_CODE32, 32));
+    }
+
+    #[test]
+    fn sysenter_and_sysexit_follow_the_vendor() {
+        let mut system = user(&[0x0f, 0x34]);
+        let cpu = &mut system.guest.cpu;
+        (cpu.msrs.sysenter_cs, cpu.msrs.sysenter_esp) = (0x08, KERNEL_STACK);
+        cpu.msrs.sysenter_eip = HANDLERS;
+        let intel = cpu.vm.cpuid.is_intel();
+        let result = system.guest.step();
+        if !intel {
+            assert_eq!(result, Err(Exception::UD), "not in AMD's long mode");
+            return;
+        }
+        assert_eq!((system.rip(), system.rsp(), system.cpu.cpl), (HANDLERS, KERNEL_STACK, 0));
+        system.poke(HANDLERS, &[0x48, 0x0f, 0x35]);
+        system.cpu.regs[reg::RDX as usize] = CODE + 2;
+        system.cpu.regs[RCX] = System::STACK;
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.rsp(), system.cs()), (CODE + 2, System::STACK, 0x2b));
+    }
+
+    #[test]
+    fn legacy_sysenter_works_on_both_vendors() {
+        let mut system = System::protected(&[0x0f, 0x34]);
+        let cpu = &mut system.guest.cpu;
+        (cpu.msrs.sysenter_cs, cpu.msrs.sysenter_esp) = (0x30, KERNEL_STACK);
+        cpu.msrs.sysenter_eip = HANDLERS;
+        system.to_ring3();
+        system.go().unwrap();
+        assert_eq!((system.rip(), system.rsp(), system.cpu.cpl), (HANDLERS, KERNEL_STACK, 0));
+        assert_eq!((system.cs(), system.ss(), system.cpu.mode.code_bits), (0x30, 0x38, 32));
+    }
+}

@@ -212,3 +212,116 @@ fn hypercall(cpu: &mut Cpu, _: &Op) -> Exec {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::op::RIP;
+    use super::super::super::systest::*;
+    use super::super::super::testing::{CODE, DATA};
+    use super::*;
+    use engine::x86::bits::msr;
+
+    const RAX: usize = reg::RAX as usize;
+
+    #[test]
+    fn system_instructions_are_the_kernels_alone() {
+        let codes: &[&[u8]] = &[
+            &[0x0f, 0x20, 0xc0],             // mov rax, cr0
+            &[0x0f, 0x22, 0xd8],             // mov cr3, rax
+            &[0x0f, 0x23, 0xf8],             // mov dr7, rax
+            &[0x0f, 0x30],                   // wrmsr
+            &[0x0f, 0x32],                   // rdmsr
+            &[0x0f, 0x01, 0x38],             // invlpg [rax]
+            &[0x0f, 0x01, 0xf8],             // swapgs
+            &[0x0f, 0x06],                   // clts
+            &[0x0f, 0x09],                   // wbinvd
+            &[0x0f, 0x01, 0x10],             // lgdt [rax]
+            &[0x0f, 0x01, 0x18],             // lidt [rax]
+            &[0x0f, 0x00, 0xd8],             // ltr ax
+            &[0x0f, 0x00, 0xd0],             // lldt ax
+            &[0x0f, 0x01, 0xf0],             // lmsw ax
+            &[0x66, 0x0f, 0x38, 0x82, 0x00], // invpcid rax, [rax]
+            &[0x0f, 0x33],                   // rdpmc
+        ];
+        for code in codes {
+            let mut system = System::long(code);
+            system.to_ring3();
+            system.cpu.regs[RAX] = DATA;
+            assert_eq!(system.guest.step(), Err(Exception::GP0), "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn invlpg_makes_a_changed_mapping_seen() {
+        let mut system = System::long(&[0x8a, 0x08, 0x0f, 0x01, 0x38, 0x8a, 0x08]);
+        let pte = system.cpu.cr3 + 0x3000 + (DATA >> 12) * 8;
+        system.poke(DATA, &[1]);
+        system.poke(DATA + 0x1000, &[2]);
+        system.cpu.regs[RAX] = DATA;
+        system.guest.step().unwrap();
+        system.put64(pte, &[(DATA + 0x1000) | 7]);
+        system.guest.steps(2).unwrap();
+        assert_eq!(system.cpu.regs[reg::RCX as usize], 2);
+    }
+
+    #[test]
+    fn invpcid_checks_its_descriptor() {
+        let attempt = |kind: u64, descriptor: [u64; 2]| {
+            let mut system = System::long(&[0x66, 0x0f, 0x38, 0x82, 0x08]); // invpcid rcx, [rax]
+            system.put64(DATA, &descriptor);
+            system.cpu.regs[RAX] = DATA;
+            system.cpu.regs[reg::RCX as usize] = kind;
+            system.guest.step()
+        };
+        assert_eq!(attempt(0, [0, DATA]), Ok(()));
+        assert_eq!(attempt(0, [0, 1 << 50]), Err(Exception::GP0));
+        assert_eq!(attempt(1, [5, 0]), Err(Exception::GP0), "PCIDs are off");
+        assert_eq!(attempt(2, [5, 0]), Ok(()));
+        assert_eq!(attempt(3, [0x1000, 0]), Err(Exception::GP0));
+        assert_eq!(attempt(4, [0, 0]), Err(Exception::GP0));
+    }
+
+    #[test]
+    fn msrs_travel_in_edx_and_eax() {
+        let mut system = System::long(&[0x0f, 0x30, 0x0f, 0x32]); // wrmsr; rdmsr
+        system.cpu.regs[reg::RCX as usize] = 0xdead_0000_0000 | u64::from(msr::LSTAR);
+        system.cpu.regs[RAX] = 0xdead_0000_8000_0000;
+        system.cpu.regs[reg::RDX as usize] = 0xdead_ffff_ffff_ffff;
+        system.guest.step().unwrap();
+        assert_eq!(system.cpu.msrs.lstar, 0xffff_ffff_8000_0000);
+        system.guest.step().unwrap();
+        assert_eq!((system.cpu.regs[RAX], system.cpu.regs[reg::RDX as usize]), (0x8000_0000, 0xffff_ffff));
+    }
+
+    #[test]
+    fn the_counter_rises_and_can_be_kept_from_users() {
+        let mut system = System::long(&[0x0f, 0x31, 0x0f, 0x31]);
+        let mut read = || {
+            system.guest.step().unwrap();
+            pair(&system.guest.cpu)
+        };
+        assert!(read() < read());
+        system.cpu.cr4 |= cr4::TSD;
+        system.to_ring3();
+        system.cpu.regs[RIP as usize] = CODE;
+        assert_eq!(system.guest.step(), Err(Exception::GP0));
+    }
+
+    #[test]
+    fn task_priority_is_cr8() {
+        let mut system = System::long(&[0x44, 0x0f, 0x22, 0xc0, 0x44, 0x0f, 0x20, 0xc1]);
+        system.cpu.regs[RAX] = 5;
+        system.guest.steps(2).unwrap();
+        assert_eq!(system.cpu.regs[reg::RCX as usize], 5);
+        system.cpu.regs[RAX] = 16;
+        system.cpu.regs[RIP as usize] = CODE;
+        assert_eq!(system.guest.step(), Err(Exception::GP0));
+    }
+
+    #[test]
+    fn an_unknown_hypercall_says_so() {
+        let mut system = System::long(&[0x0f, 0x01, 0xc1]);
+        system.guest.step().unwrap();
+        assert_eq!(system.cpu.regs[RAX] as i64, -1000);
+    }
+}
