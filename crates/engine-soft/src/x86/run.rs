@@ -329,7 +329,7 @@ fn sleep(cpu: &mut Cpu) {
     vm.reach_epoch(cpu.id, u64::MAX);
     let limit = cpu.lapic.deadline().map(|deadline| {
         let ticks = deadline.saturating_sub(crate::clock::Clock::ticks());
-        std::time::Duration::from_nanos(vm.clock.to_nanos(ticks))
+        std::time::Duration::from_nanos(vm.clock.nanos_in(ticks))
     });
     vm.vcpus[cpu.id as usize].sleep(wakes, limit);
     cpu.check_timer();
