@@ -37,7 +37,9 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
             cpu.check_timer();
         }
         until_timer -= 1;
-        if mailbox.attention() != 0 || cpu.activity != Activity::Running {
+        // With IF clear, what waits for it is no reason to look up at every block.
+        let closed = if cpu.flag(rflags::IF) { 0 } else { attention::INTERRUPT | attention::EXTINT };
+        if mailbox.attention() & !closed != 0 || cpu.activity != Activity::Running {
             match attend(cpu) {
                 Attend::GoOn => {}
                 Attend::Sleep => {
