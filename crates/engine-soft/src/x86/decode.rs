@@ -50,14 +50,14 @@ impl Lower<'_> {
 /// `Err` is the exception that executing it raises: `#UD`, or `#GP(0)` for more than 15 bytes. If the
 /// bytes end before the instruction does, the answer is `Ok(None)`.
 pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
-    let options = DecoderOptions::NO_INVALID_CHECK & 0; // the defaults: as a current Intel CPU decodes
-    let mut decoder = Decoder::with_ip(mode.code_bits.into(), bytes, 0, options);
+    let mut decoder = Decoder::with_ip(mode.code_bits.into(), bytes, 0, DecoderOptions::NONE);
     let mut ins = Instruction::default();
     decoder.decode_out(&mut ins);
     match decoder.last_error() {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if bytes.len() < MAX_LEN => return Ok(None),
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
+        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0), // longer than any instruction
         // The library stops at the longest length by itself.
         _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0),
         _ => return Err(Exception::new(vector::UD)),

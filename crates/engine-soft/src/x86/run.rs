@@ -114,14 +114,19 @@ fn step(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
 /// The instructions of a block, one after another.
 #[inline(always)]
 fn run_ops(cpu: &mut Cpu, ops: &[Op]) -> Exec {
+    // RIP is only written on the way, never read back: what changes it ends the block or leaves it.
+    let mut rip = cpu.regs[RIP as usize];
     for op in ops {
-        cpu.next_rip = cpu.regs[RIP as usize].wrapping_add(op.len.into());
+        cpu.regs[RIP as usize] = rip;
+        rip = rip.wrapping_add(op.len.into());
+        cpu.next_rip = rip;
         (op.run)(cpu, op)?;
-        cpu.regs[RIP as usize] = cpu.next_rip;
         if cpu.leave_block {
             break;
         }
+        debug_assert!(cpu.next_rip == rip || op.has(flag::ENDS_BLOCK), "a jump from within a block");
     }
+    cpu.regs[RIP as usize] = cpu.next_rip;
     if cpu.mode.code_bits != 64 {
         cpu.regs[RIP as usize] &= 0xffff_ffff;
     }
@@ -248,7 +253,6 @@ fn attend(cpu: &mut Cpu) -> Attend {
         renew_translations(cpu);
     }
     if mailbox.take(attention::INIT) != 0 {
-        mailbox.take(attention::SIPI);
         cpu.init(false);
     }
     if mailbox.take(attention::SIPI) != 0 && cpu.activity == Activity::WaitForSipi {
@@ -322,7 +326,7 @@ fn sleep(cpu: &mut Cpu) {
     vm.reach_epoch(cpu.id, u64::MAX);
     let limit = cpu.lapic.deadline().map(|deadline| {
         let ticks = deadline.saturating_sub(crate::clock::Clock::ticks());
-        std::time::Duration::from_nanos(vm.clock.to_nanos(ticks))
+        std::time::Duration::from_nanos(vm.clock.nanos_in(ticks))
     });
     vm.vcpus[cpu.id as usize].sleep(wakes, limit);
     cpu.check_timer();
