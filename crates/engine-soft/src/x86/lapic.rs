@@ -235,7 +235,7 @@ impl Message {
                     vcpu.notify(attention::INTERRUPT);
                 }
             }
-            Some(DeliveryMode::Nmi) => vcpu.notify(attention::NMI),
+            Some(DeliveryMode::Nmi) => vcpu.send_nmi(),
             Some(DeliveryMode::Init) if self.assert || !self.level => {
                 // A start-up IPI from before is void; one that comes behind, even before the vCPU
                 // has noticed the INIT, counts.

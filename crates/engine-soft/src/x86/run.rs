@@ -280,7 +280,9 @@ fn take_interrupt(cpu: &mut Cpu) -> Result<(), Shutdown> {
     }
     let vm = cpu.vm.clone();
     let mailbox = &vm.vcpus[cpu.id as usize];
-    if !cpu.nmi_blocked && mailbox.take(attention::NMI) != 0 {
+    if cpu.nmi_blocked {
+        mailbox.merge_nmis();
+    } else if mailbox.take_nmi() {
         cpu.activity = Activity::Running;
         return cpu.deliver(Event::Nmi);
     }
@@ -320,7 +322,10 @@ fn sleep(cpu: &mut Cpu) {
     let vm = cpu.vm.clone();
     let wakes = match cpu.activity {
         Activity::Halted => {
-            let mut wakes = attention::STOP | attention::INIT | attention::NMI;
+            let mut wakes = attention::STOP | attention::INIT;
+            if !cpu.nmi_blocked {
+                wakes |= attention::NMI;
+            }
             if cpu.flag(rflags::IF) {
                 wakes |= attention::INTERRUPT | attention::EXTINT;
             }
