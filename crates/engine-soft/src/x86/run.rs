@@ -74,7 +74,7 @@ pub(super) fn step_block(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
 }
 
 /// Runs one instruction with breakpoints and traps around it. `held`: behind a load of SS, where
-/// traps and breakpoints wait.
+/// traps wait. Instruction breakpoints do not on AMD's CPUs; on Intel's they are lost.
 #[cold]
 fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
     if !held {
@@ -82,7 +82,7 @@ fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
     }
     // RF spares exactly one instruction from its breakpoint; of a repeated one, all iterations.
     let (resumed, from) = (cpu.flag(rflags::RF), cpu.rip());
-    if !held && !resumed {
+    if !(resumed || held && cpu.vm.cpuid.is_intel()) {
         let at = fetch_address(cpu)?;
         cpu.code_breakpoint(at)?;
     }
