@@ -52,16 +52,16 @@ const EDX_1: u32 = 1
     | 1 << 26;
 /// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, BMI2, ERMS, ADX, CLFLUSHOPT, CLWB, SHA.
 const EBX_7: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 29;
-/// TSC_ADJUST, SMEP, INVPCID, SMAP: the engine's own.
-const EBX_7_OWN: u32 = 1 << 1 | 1 << 7 | 1 << 10 | 1 << 20;
+/// TSC_ADJUST, SMEP, INVPCID, no FPU CS and DS, SMAP: the engine's own.
+const EBX_7_OWN: u32 = 1 << 1 | 1 << 7 | 1 << 10 | 1 << 13 | 1 << 20;
 /// Leaf 7 ECX: VAES, VPCLMULQDQ, GFNI; RDPID.
 const ECX_7: u32 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 22;
 /// UMIP.
 const ECX_7_OWN: u32 = 1 << 2;
 /// Leaf 7 EDX: FSRM; SPEC_CTRL is not offered, nothing here needs it.
 const EDX_7: u32 = 1 << 4;
-/// Leaf 0x80000001 ECX: LAHF, ABM, SSE4A, MISALIGNSSE, 3DNOWPREFETCH; cut to what Intel and AMD share but SSE4A.
-const ECX_EXT: u32 = 1 | 1 << 5 | 1 << 7 | 1 << 8;
+/// Leaf 0x80000001 ECX: LAHF, ABM, SSE4A, MISALIGNSSE, 3DNOWPREFETCH.
+const ECX_EXT: u32 = 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8;
 /// Leaf 0x80000001 EDX: SYSCALL, NX, page1GB, RDTSCP, LM.
 const EDX_EXT: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 
@@ -108,6 +108,11 @@ fn cr4_mask(ecx_1: u32, edx_1: u32, ebx_7: u32, ecx_7: u32) -> u64 {
         (ebx_7, 20, cr4::SMAP),
     ];
     offers.iter().filter(|(leaf, bit, _)| leaf >> bit & 1 != 0).fold(cr4::PCE, |mask, (.., bit)| mask | bit)
+}
+
+/// The APIC bit of leaf 1 EDX while IA32_APIC_BASE has the APIC switched off (SDM 3A, 11.4.3).
+fn hidden_apic(cpu: &Cpu) -> u32 {
+    if cpu.lapic.enabled() { 0 } else { 1 << 9 }
 }
 
 fn host(leaf: u32, subleaf: u32) -> Leaf {
@@ -204,7 +209,7 @@ impl Cpuid {
                 let osxsave = if cpu.cr4 & cr4::OSXSAVE != 0 { 1 << 27 } else { 0 };
                 let htt = if self.cpus > 1 { 1 << 28 } else { 0 };
                 let ebx = h[1] & 0xff00 | self.cpus.min(255) << 16 | cpu.id << 24 | h[1] & 0xff;
-                [h[0], ebx, h[2] & ECX_1 | ECX_1_OWN | osxsave, h[3] & EDX_1 | htt]
+                [h[0], ebx, h[2] & ECX_1 | ECX_1_OWN | osxsave, (h[3] & EDX_1 | htt) & !hidden_apic(cpu)]
             }
             4 if self.intel => {
                 let cores = self.cpus.saturating_sub(1).min(63) << 26;
@@ -277,7 +282,11 @@ impl Cpuid {
                     h[2] & ECX_EXT | topology,
                     h[3] & EDX_EXT
                         | 1 << 11
-                        | (if self.intel { 0 } else { host(1, 0)[3] & EDX_1 & 0x0183_f3ff }),
+                        | (if self.intel {
+                            0
+                        } else {
+                            host(1, 0)[3] & EDX_1 & 0x0183_f3ff & !hidden_apic(cpu)
+                        }),
                 ]
             }
             0x8000_0002..=0x8000_0006 => h,

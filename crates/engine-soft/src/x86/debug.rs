@@ -13,6 +13,8 @@ use super::exception::{Exception, Exec, vector};
 const DR6_BD: u64 = 1 << 13;
 /// DR6: single step.
 pub(super) const DR6_BS: u64 = 1 << 14;
+/// DR6: breakpoints 0 to 3 were met.
+const DR6_BREAKPOINTS: u64 = 0xf;
 /// DR6 bits that always read as one: no RTM, no bus-lock detection.
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR6_WRITABLE: u64 = 0xe00f;
@@ -73,7 +75,19 @@ impl Cpu {
     pub(super) fn code_breakpoint(&mut self, linear: u64) -> Exec {
         match self.hits(Watch::Execute, linear, 1) {
             0 => Ok(()),
-            hits => Err(self.debug_exception(hits)),
+            hits => {
+                let held = std::mem::take(&mut self.debug_trap);
+                Err(self.debug_exception(hits | held))
+            }
+        }
+    }
+
+    /// What `INT1` behind a load of SS makes of the data breakpoints that the load met: they join its
+    /// own `#DB`. A single step does not, it is over.
+    pub(super) fn join_traps(&mut self) {
+        let met = std::mem::take(&mut self.debug_trap) & DR6_BREAKPOINTS;
+        if met != 0 {
+            let _ = self.debug_exception(met);
         }
     }
 
@@ -194,6 +208,31 @@ mod tests {
     }
 
     #[test]
+    fn behind_a_load_of_ss_a_code_breakpoint_is_lost_or_not_by_vendor() {
+        let mut system = System::long(&[0x8e, 0xd0, NOP]); // mov ss, eax
+        system.cpu.regs[0] = KERNEL_DATA.into();
+        system.guest.cpu.write_dr(0, CODE + 2).unwrap();
+        system.guest.cpu.write_dr(7, 1).unwrap();
+        assert_eq!(system.guest.step(), Ok(()));
+        let intel = system.cpu.vm.cpuid.is_intel();
+        assert_eq!(system.guest.step(), if intel { Ok(()) } else { Err(DB) });
+    }
+
+    #[test]
+    fn int1_behind_a_load_of_ss_takes_its_data_breakpoint_along() {
+        let mut system = System::long(&[0x8e, 0x10, 0xf1]); // mov ss, [rax]; int1
+        system.cpu.regs[0] = DATA;
+        system.put64(DATA, &[KERNEL_DATA.into()]);
+        system.guest.cpu.write_dr(0, DATA).unwrap();
+        system.guest.cpu.write_dr(7, 1 | 3 << 16).unwrap();
+        system.go().unwrap();
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS + 16);
+        assert_eq!(system.get64::<1>(system.rsp()), [CODE + 3], "one #DB, behind INT1");
+        assert_eq!(system.cpu.dr[6] & 0xf00f, 1);
+    }
+
+    #[test]
     fn a_code_breakpoint_stops_in_front_and_rf_gets_past_it() {
         let mut system = System::long(&[NOP, NOP]);
         system.guest.cpu.write_dr(0, CODE + 1).unwrap();
@@ -203,6 +242,24 @@ mod tests {
         assert_eq!((system.rip(), system.cpu.dr[6] & 0xf00f), (CODE + 1, 1));
         system.cpu.rflags |= rflags::RF;
         assert_eq!(system.guest.step(), Ok(()));
+        assert!(!system.cpu.flag(rflags::RF));
+    }
+
+    #[test]
+    fn a_repeated_instruction_is_stepped_by_its_iterations_and_resumed_as_one() {
+        let mut system = System::long(&[0xf3, 0xa4, NOP]); // rep movsb
+        let registers = [(reg::RCX, 3), (reg::RSI, DATA), (reg::RDI, DATA + 0x100)];
+        for (register, value) in registers {
+            system.cpu.regs[register as usize] = value;
+        }
+        system.guest.cpu.write_dr(0, CODE).unwrap();
+        system.guest.cpu.write_dr(7, 1).unwrap();
+        system.cpu.rflags |= rflags::RF | rflags::TF;
+        for (left, rip) in [(2, CODE), (1, CODE), (0, CODE + 2)] {
+            assert_eq!(system.guest.step(), Err(DB));
+            assert_eq!((system.cpu.dr[6] & 0xf00f, system.rip()), (DR6_BS, rip));
+            assert_eq!(system.cpu.regs[reg::RCX as usize], left);
+        }
         assert!(!system.cpu.flag(rflags::RF));
     }
 

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use engine::Msi;
 use engine::x86::LapicState;
 
+#[cfg(test)]
+mod tests;
+
 use super::cpu::Cpu;
 use super::exception::{Exception, Exec};
 use crate::clock::Clock;
@@ -235,8 +238,13 @@ impl Message {
                     vcpu.notify(attention::INTERRUPT);
                 }
             }
-            Some(DeliveryMode::Nmi) => vcpu.notify(attention::NMI),
-            Some(DeliveryMode::Init) if self.assert || !self.level => vcpu.notify(attention::INIT),
+            Some(DeliveryMode::Nmi) => vcpu.send_nmi(),
+            Some(DeliveryMode::Init) if self.assert || !self.level => {
+                // A start-up IPI from before is void; one that comes behind, even before the vCPU
+                // has noticed the INIT, counts.
+                vcpu.take(attention::SIPI);
+                vcpu.notify(attention::INIT);
+            }
             Some(DeliveryMode::StartUp) => {
                 vcpu.sipi_vector.store(self.vector.into(), Ordering::Release);
                 vcpu.notify(attention::SIPI);
@@ -346,6 +354,11 @@ impl Lapic {
             && self.base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE
     }
 
+    /// Whether it is switched on at all (IA32_APIC_BASE).
+    pub fn enabled(&self) -> bool {
+        self.base & BASE_ENABLE != 0
+    }
+
     fn x2apic(&self) -> bool {
         self.base & BASE_X2APIC != 0
     }
@@ -404,7 +417,7 @@ impl Lapic {
 
     /// Countdown length in host ticks. The APIC's timer counts nanoseconds before division.
     fn period(&self, clock: &Clock) -> u64 {
-        clock.from_nanos(u64::from(self.initial_count) * self.divisor()).max(1)
+        clock.ticks_in(u64::from(self.initial_count) * self.divisor()).max(1)
     }
 
     fn timer_mode(&self) -> u32 {
@@ -419,7 +432,7 @@ impl Lapic {
 
     fn current_count(&self, clock: &Clock) -> u32 {
         let Some(deadline) = self.deadline.filter(|_| self.timer_mode() != 2) else { return 0 };
-        let left = clock.to_nanos(deadline.saturating_sub(Clock::ticks()));
+        let left = clock.nanos_in(deadline.saturating_sub(Clock::ticks()));
         (left / self.divisor()).min(self.initial_count.into()) as u32
     }
 
@@ -545,8 +558,10 @@ impl Lapic {
             value |= LVT_MASKED;
         }
         let old = std::mem::replace(&mut self.lvt[number - LVT_TIMER], value);
-        if number == LVT_TIMER && (old ^ value) >> 17 & 3 != 0 {
-            // A change to or from TSC-deadline mode disarms (11.5.4.1).
+        let deadline_mode = |lvt: u32| lvt >> 17 & 3 == 2;
+        if number == LVT_TIMER && deadline_mode(old) != deadline_mode(value) {
+            // A change to or from TSC-deadline mode disarms (11.5.4.1); one between one-shot and
+            // periodic only says what happens at the end of the countdown.
             self.deadline = None;
             self.tsc_deadline = 0;
         }
@@ -585,7 +600,7 @@ impl Lapic {
             regs,
             base: self.base,
             tsc_deadline: self.tsc_deadline,
-            timer_left_ns: left.map(|d| vm.clock.to_nanos(d.saturating_sub(Clock::ticks()))),
+            timer_left_ns: left.map(|d| vm.clock.nanos_in(d.saturating_sub(Clock::ticks()))),
         }
     }
 
@@ -628,7 +643,7 @@ impl Lapic {
         self.deadline = if self.timer_mode() == 2 {
             (*tsc_deadline != 0).then(|| guest_to_host(*tsc_deadline))
         } else {
-            timer_left_ns.map(|left| self.timer_start.saturating_add(vm.clock.from_nanos(left)))
+            timer_left_ns.map(|left| self.timer_start.saturating_add(vm.clock.ticks_in(left)))
         };
         vm.vcpus[self.index].notify(attention::INTERRUPT | attention::EXTINT);
         Ok(())
@@ -717,6 +732,7 @@ impl Cpu {
                 Ok(())
             }
             EOI | ESR if value != 0 => Err(Exception::GP0),
+            SELF_IPI if value > 0xff => Err(Exception::GP0),
             EOI => {
                 self.end_of_interrupt();
                 Ok(())
@@ -772,6 +788,7 @@ impl Cpu {
         }
         self.lapic.tsc_deadline = value;
         self.lapic.deadline = (value != 0).then(|| self.guest_to_host_tsc(value));
+        self.check_timer(); // a time that has passed fires at once
         self.leave_block = true;
     }
 }

@@ -11,9 +11,15 @@ use crate::clock::Clock;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// Variable-range MTRRs that are offered.
 const VARIABLE_MTRRS: u32 = 8;
+/// AMD's four legacy event selectors and counters (APM 2, 13.2.1), on every AMD CPU whatever CPUID
+/// says. They count nothing: read as 0, ignore writes, so that no guest takes them for working ones.
+const AMD_PERF: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 /// AMD's SYSCFG, HWCR and northbridge configuration: read by kernels on AMD CPUs, kept as written.
 const AMD_SYSCFG: u32 = 0xc001_0010;
 const AMD_HWCR: u32 = 0xc001_0015;
+const AMD_NB_CFG: u32 = 0xc001_001f;
+/// HWCR after power-on: TscFreqSel, the TSC counts at the P0 frequency.
+const HWCR_RESET: u64 = 1 << 24;
 const AMD_PATCH_LEVEL: u32 = IA32_BIOS_SIGN_ID;
 const AMD_VM_HSAVE_PA: u32 = 0xc001_0117;
 const AMD_DE_CFG: u32 = 0xc001_1029;
@@ -65,8 +71,8 @@ pub struct Msrs {
     pub mcg_status: u64,
     /// IA32_XSS; no supervisor state is offered.
     pub xss: u64,
-    /// AMD SYSCFG and HWCR.
-    pub amd: [u64; 2],
+    /// AMD SYSCFG, HWCR and NB_CFG. Kept, without effect.
+    pub amd: [u64; 3],
     /// Paravirtual clock: wall clock page, system time page.
     pub kvm_clock: [u64; 2],
 }
@@ -94,7 +100,7 @@ impl Default for Msrs {
             debugctl: 0,
             mcg_status: 0,
             xss: 0,
-            amd: [0; 2],
+            amd: [0, HWCR_RESET, 0],
             kvm_clock: [0; 2],
         }
     }
@@ -168,6 +174,7 @@ pub const SAVED: &[u32] = &[
     TSC_AUX,
     AMD_SYSCFG,
     AMD_HWCR,
+    AMD_NB_CFG,
 ];
 
 impl Cpu {
@@ -190,6 +197,10 @@ impl Cpu {
         if ahead as i64 <= 0 { now } else { now.saturating_add(ahead) }
     }
 
+    fn idle_counter(&self, index: u32) -> bool {
+        !self.vm.cpuid.is_intel() && AMD_PERF.contains(&index)
+    }
+
     fn rearm_tsc_deadline(&mut self) {
         match self.tsc_deadline() {
             0 => {}
@@ -202,6 +213,9 @@ impl Cpu {
         let m = &self.msrs;
         if let Some(n) = fixed_mtrr(index) {
             return Ok(m.mtrr_fixed[n]);
+        }
+        if self.idle_counter(index) {
+            return Ok(0);
         }
         Ok(match index {
             IA32_TSC => self.tsc(),
@@ -237,6 +251,7 @@ impl Cpu {
             TSC_AUX => m.tsc_aux,
             AMD_SYSCFG => m.amd[0],
             AMD_HWCR => m.amd[1],
+            AMD_NB_CFG => m.amd[2],
             // LFENCE serializes: what spares the guest a slower mitigation.
             AMD_DE_CFG => 1 << 1,
             AMD_PATCH_LEVEL => self.vm.cpuid.patch_level(),
@@ -253,6 +268,9 @@ impl Cpu {
     pub fn write_msr(&mut self, index: u32, value: u64) -> Exec {
         if let Some(n) = fixed_mtrr(index) {
             self.msrs.mtrr_fixed[n] = value;
+            return Ok(());
+        }
+        if self.idle_counter(index) {
             return Ok(());
         }
         let m = &mut self.msrs;
@@ -304,6 +322,7 @@ impl Cpu {
             TSC_AUX if value >> 32 == 0 => m.tsc_aux = value,
             AMD_SYSCFG => m.amd[0] = value,
             AMD_HWCR => m.amd[1] = value,
+            AMD_NB_CFG => m.amd[2] = value,
             KVM_WALL_CLOCK => {
                 m.kvm_clock[0] = value;
                 super::pvclock::write_wall_clock(self, value);
@@ -332,5 +351,20 @@ impl Cpu {
         self.tlb.flush_all(pcid);
         self.update_mode();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Guest;
+
+    #[test]
+    fn counters_that_every_amd_cpu_has_are_there_and_idle() {
+        let mut guest = Guest::new(64, &[]);
+        let there = !guest.cpu.vm.cpuid.is_intel();
+        for index in 0xc001_0000..=0xc001_0007 {
+            assert_eq!(guest.cpu.write_msr(index, 0x43_0076).is_ok(), there, "{index:#x}");
+            assert_eq!(guest.cpu.read_msr(index).ok(), there.then_some(0), "{index:#x}");
+        }
     }
 }

@@ -42,7 +42,9 @@ pub fn run_by(cpu: &mut Cpu, mut step: impl FnMut(&mut Cpu) -> Exec) -> Exit {
             cpu.check_timer();
         }
         until_timer -= 1;
-        if mailbox.attention() != 0 || cpu.activity != Activity::Running {
+        // With IF clear, what waits for it is no reason to look up at every block.
+        let closed = if cpu.flag(rflags::IF) { 0 } else { attention::INTERRUPT | attention::EXTINT };
+        if mailbox.attention() & !closed != 0 || cpu.activity != Activity::Running {
             match attend(cpu) {
                 Attend::GoOn => {}
                 Attend::Sleep => {
@@ -77,15 +79,15 @@ pub(super) fn step_block(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
 }
 
 /// Runs one instruction with breakpoints and traps around it. `held`: behind a load of SS, where
-/// traps and breakpoints wait.
+/// traps wait. Instruction breakpoints do not on AMD's CPUs; on Intel's they are lost.
 #[cold]
 fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
     if !held {
         cpu.pending_trap()?;
     }
-    // RF spares exactly one instruction from its breakpoint.
-    let resumed = cpu.flag(rflags::RF);
-    if !held && !resumed {
+    // RF spares exactly one instruction from its breakpoint; of a repeated one, all iterations.
+    let (resumed, from) = (cpu.flag(rflags::RF), cpu.rip());
+    if !(resumed || held && cpu.vm.cpuid.is_intel()) {
         let at = fetch_address(cpu)?;
         cpu.code_breakpoint(at)?;
     }
@@ -97,6 +99,9 @@ fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
     if let Err(exception) = step(cpu, blocks) {
         cpu.debug_trap = 0;
         return Err(exception);
+    }
+    if resumed && cpu.rip() == from {
+        cpu.rflags |= rflags::RF;
     }
     if cpu.debug_shadow { Ok(()) } else { cpu.pending_trap() }
 }
@@ -268,7 +273,6 @@ fn attend(cpu: &mut Cpu) -> Attend {
         cpu.check_timer();
     }
     if mailbox.take(attention::INIT) != 0 {
-        mailbox.take(attention::SIPI);
         cpu.init(false);
     }
     if mailbox.take(attention::SIPI) != 0 && cpu.activity == Activity::WaitForSipi {
@@ -291,7 +295,9 @@ fn take_interrupt(cpu: &mut Cpu) -> Result<(), Shutdown> {
     }
     let vm = cpu.vm.clone();
     let mailbox = &vm.vcpus[cpu.id as usize];
-    if !cpu.nmi_blocked && mailbox.take(attention::NMI) != 0 {
+    if cpu.nmi_blocked {
+        mailbox.merge_nmis();
+    } else if mailbox.take_nmi() {
         cpu.activity = Activity::Running;
         return cpu.deliver(Event::Nmi);
     }
@@ -331,7 +337,10 @@ fn sleep(cpu: &mut Cpu) {
     let vm = cpu.vm.clone();
     let wakes = match cpu.activity {
         Activity::Halted => {
-            let mut wakes = attention::STOP | attention::INIT | attention::NMI;
+            let mut wakes = attention::STOP | attention::INIT;
+            if !cpu.nmi_blocked {
+                wakes |= attention::NMI;
+            }
             if cpu.flag(rflags::IF) {
                 wakes |= attention::INTERRUPT | attention::EXTINT;
             }
@@ -342,7 +351,7 @@ fn sleep(cpu: &mut Cpu) {
     vm.reach_epoch(cpu.id, u64::MAX);
     let limit = cpu.lapic.deadline().map(|deadline| {
         let ticks = deadline.saturating_sub(crate::clock::Clock::ticks());
-        std::time::Duration::from_nanos(vm.clock.to_nanos(ticks))
+        std::time::Duration::from_nanos(vm.clock.nanos_in(ticks))
     });
     vm.vcpus[cpu.id as usize].sleep(wakes, limit);
     cpu.check_timer();

@@ -141,9 +141,10 @@ impl Cpu {
             return bad(format!("CR8 is {:#x}, and 15 is its highest value", state.cr8));
         }
         let mailbox = &vm.vcpus[self.id as usize];
-        mailbox.take(attention::NMI | attention::INIT | attention::SIPI);
+        mailbox.drop_nmis();
+        mailbox.take(attention::INIT | attention::SIPI);
         if state.nmi_pending {
-            mailbox.notify(attention::NMI);
+            mailbox.send_nmi();
         }
         self.pending = state.pending;
         Ok(())
@@ -265,7 +266,7 @@ mod tests {
     #[test]
     fn a_vcpu_goes_on_elsewhere_from_where_it_was_saved() {
         let mut here = System::long(&[0x0f, 0x05, 0x0f, 0x01, 0xf8]); // syscall; swapgs
-        here.to_ring3();
+        here.enter_ring3();
         here.cpu.msrs.lstar = CODE + 2;
         here.cpu.msrs.kernel_gs_base = 0xffff_8000_0000_1000;
         here.cpu.msrs.star = 0x23_0008 << 32;

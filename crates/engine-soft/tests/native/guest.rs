@@ -33,7 +33,7 @@ impl Interpreter {
         entry(PT, CODE >> 12, CODE | P_US);
         for offset in (0..READABLE as u64).step_by(4096) {
             let rights = if offset < WRITABLE as u64 { P_RW_US } else { P_US };
-            entry(PT, (AREA + offset) >> 12, AREA + offset | rights | NX);
+            entry(PT, (AREA + offset) >> 12, (AREA + offset) | rights | NX);
         }
         let cpu = &mut guest.cpu;
         cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
@@ -63,7 +63,14 @@ impl Interpreter {
         xsave[at::HEADER] = 7;
         guest.cpu.fpu.restore(&xsave).expect("the start state is valid");
 
-        let outcome = guest.step();
+        // A repeated string instruction may stop in between to look for interrupts.
+        let mut outcome = guest.step();
+        for _ in 0..1000 {
+            if outcome.is_err() || guest.cpu.rip() != START {
+                break;
+            }
+            outcome = guest.step();
+        }
         let mut end = End::new();
         match outcome {
             Ok(()) => end.vector = COMPLETED,

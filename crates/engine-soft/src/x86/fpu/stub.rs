@@ -19,7 +19,7 @@ use std::{io, mem};
 
 use iced_x86::{
     Code, CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic,
-    OpAccess, OpKind, Register,
+    OpAccess, OpKind, Register, RflagsBits,
 };
 
 use super::code::CodeMemory;
@@ -214,8 +214,16 @@ pub fn is_x87_control(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Whether the host's CPU is AMD's.
+fn is_amd() -> bool {
+    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth")
+}
+
 /// Registers that hold general-register operands in a stub.
 const GPRS: [Register; 2] = [Register::RAX, Register::R9];
+/// The arithmetic flags; the library counts x87 conditions too.
+const STATUS: u32 =
+    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
 /// Registers of the stub's arguments `o0`-`o3`.
 const OFFSETS: [Register; 4] = [Register::RSI, Register::RDX, Register::RCX, Register::R8];
 
@@ -309,14 +317,15 @@ impl Shape {
         }
         shape.kind(ins);
         // What has none of its unit's registers as operands rules the unit (MXCSR, the cache, ...).
-        if shape.plan & plan::X87 == 0 && shape.registers.is_empty() || is_x87_control(ins.mnemonic()) {
+        let computes = shape.plan & (plan::X87 | plan::MXCSR) != 0 || !shape.registers.is_empty();
+        if !computes || is_x87_control(ins.mnemonic()) {
             return None;
         }
         shape.specials(ins.mnemonic());
-        if ins.rflags_modified() != 0 {
+        if ins.rflags_modified() & STATUS != 0 {
             shape.plan |= plan::FLAGS;
         }
-        if ins.rflags_read() != 0 {
+        if ins.rflags_read() & STATUS != 0 {
             shape.plan |= plan::FLAGS_IN;
         }
         Some(shape)
@@ -360,6 +369,8 @@ impl Shape {
             M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm => {
                 false
             }
+            // AMD's CPUs do not ask it of SHA.
+            _ if ins.cpuid_features() == [CpuidFeature::SHA] && is_amd() => false,
             _ => !vex && size == 16,
         };
         if aligned {
@@ -377,7 +388,7 @@ impl Shape {
         }
         if ins.code().encoding() == EncodingKind::VEX {
             self.plan |= plan::AVX;
-        } else if vector {
+        } else if (vector || !mmx) && !is_x87(ins) {
             self.plan |= plan::SSE;
         }
         if is_x87(ins) {
@@ -636,5 +647,36 @@ mod tests {
         assert_eq!(a.entry, b.entry);
         assert_ne!(a.entry, c.entry);
         assert_eq!(c.plan, plan::SSE | plan::LOAD | plan::ALIGNED);
+    }
+
+    #[test]
+    fn what_is_executed_is_what_cpuid_tells() {
+        let guest = crate::x86::testing::Guest::new(64, &[]);
+        let ask = |leaf, register: usize, bit: u32| {
+            guest.cpu.vm.cpuid.query(&guest.cpu, leaf, 0)[register] >> bit & 1 != 0
+        };
+        for (feature, leaf, register, bit) in [
+            (CpuidFeature::MMX, 1, 3, 23),
+            (CpuidFeature::SSE, 1, 3, 25),
+            (CpuidFeature::SSE2, 1, 3, 26),
+            (CpuidFeature::SSE3, 1, 2, 0),
+            (CpuidFeature::PCLMULQDQ, 1, 2, 1),
+            (CpuidFeature::SSSE3, 1, 2, 9),
+            (CpuidFeature::FMA, 1, 2, 12),
+            (CpuidFeature::SSE4_1, 1, 2, 19),
+            (CpuidFeature::SSE4_2, 1, 2, 20),
+            (CpuidFeature::AES, 1, 2, 25),
+            (CpuidFeature::AVX, 1, 2, 28),
+            (CpuidFeature::F16C, 1, 2, 29),
+            (CpuidFeature::AVX2, 7, 1, 5),
+            (CpuidFeature::AVX512F, 7, 1, 16),
+            (CpuidFeature::SHA, 7, 1, 29),
+            (CpuidFeature::GFNI, 7, 2, 8),
+            (CpuidFeature::VAES, 7, 2, 9),
+            (CpuidFeature::VPCLMULQDQ, 7, 2, 10),
+            (CpuidFeature::SSE4A, 0x8000_0001, 2, 6),
+        ] {
+            assert_eq!(offered(feature), ask(leaf, register, bit), "{feature:?}");
+        }
     }
 }

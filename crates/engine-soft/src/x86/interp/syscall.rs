@@ -91,6 +91,11 @@ fn sysret<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     } else {
         cpu.rflags |= rflags::IF;
     }
+    // It traps behind itself if TF is set at its end: the step of the SYSCALL, as the program sees it.
+    cpu.debug_trap &= !DR6_BS;
+    if cpu.flag(rflags::TF) {
+        cpu.debug_trap |= DR6_BS;
+    }
     let code = if WIDE { (selector.wrapping_add(16) | 3, CODE64) } else { (selector | 3, CODE32) };
     cpu.next_rip = if WIDE { rcx } else { rcx & 0xffff_ffff };
     enter(cpu, code, selector.wrapping_add(8) | 3, 3);
@@ -145,6 +150,8 @@ mod tests {
     use engine::x86::bits::msr;
 
     const ENTRY: u64 = 0xffff_ffff_8000_0000;
+    /// Mapped.
+    const ENTRY_HERE: u64 = CODE + 0x100;
     const R11: usize = reg::R11 as usize;
     const RCX: usize = reg::RCX as usize;
 
@@ -155,7 +162,7 @@ mod tests {
         cpu.write_msr(msr::STAR, 0x001b_0008 << 32).unwrap();
         cpu.write_msr(msr::LSTAR, ENTRY).unwrap();
         cpu.write_msr(msr::FMASK, rflags::IF | rflags::TF | rflags::DF | rflags::AC).unwrap();
-        system.to_ring3();
+        system.enter_ring3();
         system
     }
 
@@ -204,6 +211,25 @@ mod tests {
     }
 
     #[test]
+    fn a_stepped_system_call_traps_once_behind_its_return() {
+        let mut system = user(&[0x0f, 0x05, 0x90]);
+        system.put64(ENTRY_HERE, &[0x07_0f_48]); // sysretq
+        system.cpu.write_msr(msr::LSTAR, ENTRY_HERE).unwrap();
+        system.cpu.rflags |= rflags::TF;
+        system.go().unwrap();
+        assert_eq!(
+            (system.rip(), system.cpu.flag(rflags::TF)),
+            (ENTRY_HERE, false),
+            "masked: no trap in the kernel"
+        );
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS + 16, "#DB");
+        let [rip, cs] = system.get64(KERNEL_STACK - 40);
+        assert_eq!((rip, cs), (CODE + 2, USER_CODE.into()), "before the program goes on");
+        assert_eq!(system.cpu.dr[6] & 0xf00f, DR6_BS);
+    }
+
+    #[test]
     fn sysenter_and_sysexit_follow_the_vendor() {
         let mut system = user(&[0x0f, 0x34]);
         let cpu = &mut system.guest.cpu;
@@ -229,7 +255,7 @@ mod tests {
         let cpu = &mut system.guest.cpu;
         (cpu.msrs.sysenter_cs, cpu.msrs.sysenter_esp) = (0x30, KERNEL_STACK);
         cpu.msrs.sysenter_eip = HANDLERS;
-        system.to_ring3();
+        system.enter_ring3();
         system.go().unwrap();
         assert_eq!((system.rip(), system.rsp(), system.cpu.cpl), (HANDLERS, KERNEL_STACK, 0));
         assert_eq!((system.cs(), system.ss(), system.cpu.mode.code_bits), (0x30, 0x38, 32));

@@ -264,6 +264,9 @@ fn unmasked(cpu: &mut Cpu, op: &Op, wanted: Wanted) -> Exec {
         call(cpu, op, wanted);
         cpu.fpu.run_mxcsr & MXCSR_FLAGS
     };
+    // One thing stays unknown: whether the result that an unmasked overflow or underflow would have
+    // delivered, with an unbounded exponent, is inexact; PE says it of the masked one.
+    //
     // An unmasked underflow is raised for a tiny result even if it is exact, which masked execution
     // does not report – but flushing to zero does. An unmasked underflow turns flushing off.
     let mut control = mxcsr;
@@ -282,6 +285,9 @@ fn unmasked(cpu: &mut Cpu, op: &Op, wanted: Wanted) -> Exec {
     }
     cpu.fpu = before;
     cpu.fpu.mxcsr |= raised;
+    if wanted.has(plan::MMX) {
+        cpu.fpu.x87.enter_mmx(); // which comes before the computation
+    }
     let known = cpu.cr4 & cr4::OSXMMEXCPT != 0;
     Err(if known { Exception::new(vector::XM) } else { Exception::UD })
 }
