@@ -235,7 +235,7 @@ mod tests {
             for page in 0..pages {
                 tlb.fill(View::User, page << 12, 0x7000_0000, page % 2 == 0);
             }
-            assert_eq!(hits(&tlb, (pages - 1) << 12).0, true);
+            assert!(hits(&tlb, (pages - 1) << 12).0);
             tlb.protect_writes();
             assert!((0..pages).all(|page| !hits(&tlb, page << 12).1));
             tlb.clear();

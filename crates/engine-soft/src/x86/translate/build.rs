@@ -275,7 +275,7 @@ impl Builder<'_> {
                     self.want_vectors(insn);
                 }
                 self.want_host(insn.needs());
-                let len = insn.len() as usize;
+                let len = insn.length() as usize;
                 self.asm.raw(&insn.bytes[..len]);
                 self.executed(insn);
             }

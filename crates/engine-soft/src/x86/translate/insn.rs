@@ -106,13 +106,13 @@ impl Insn {
     }
 
     /// Length in bytes.
-    pub fn len(&self) -> u32 {
+    pub fn length(&self) -> u32 {
         self.op.len.into()
     }
 
     /// Offset in the page of what follows it.
     pub fn end(&self) -> u32 {
-        self.at + self.len()
+        self.at + self.length()
     }
 
     /// Target of a direct branch, relative to the start of its page.
@@ -361,7 +361,7 @@ fn plain_address(ins: &Instruction) -> bool {
 }
 
 fn ins_has_prefix(insn: &Insn) -> bool {
-    insn.len() != 1
+    insn.length() != 1
 }
 
 /// Which operand is a register in the opcode byte.

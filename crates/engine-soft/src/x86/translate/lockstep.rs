@@ -78,7 +78,7 @@ impl Step {
             op: insn.op,
             undefined: rflags_of(undefined),
             defined: rflags_of(insn.ins.rflags_modified() & ARITHMETIC & !undefined),
-            text: format!("{:?} {:02x?}", insn.ins.code(), &insn.bytes[..insn.len() as usize]),
+            text: format!("{:?} {:02x?}", insn.ins.code(), &insn.bytes[..insn.length() as usize]),
         }
     }
 }

@@ -559,7 +559,7 @@ impl Translator {
             if self.lockstep && insn.class == Class::Handler {
                 return (insns, End::Interpret);
             }
-            at += insn.len() as usize;
+            at += insn.length() as usize;
             let ends = insn.op.has(flag::ENDS_BLOCK) && insn.class != Class::Branch;
             insns.push(insn);
             if ends {
@@ -586,7 +586,7 @@ impl Drop for Translator {
 fn dump(insns: &[Insn], code: &[u8], at: u64) {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     for insn in insns {
-        let bytes = hex(&insn.bytes[..insn.len() as usize]);
+        let bytes = hex(&insn.bytes[..insn.length() as usize]);
         eprintln!("{:03x} {bytes} {:?} live {:#x}", insn.at, insn.class, insn.live_after);
     }
     eprintln!("{at:x}: {}", hex(code));
