@@ -181,6 +181,15 @@ impl JumpCache {
         self.private |= private;
     }
 
+    /// The entry of a target.
+    pub fn find(&self, linear: u64, context: u64) -> Option<JumpEntry> {
+        let slot = jump_slot(linear);
+        [slot, slot ^ 1]
+            .map(|slot| self.entries[slot])
+            .into_iter()
+            .find(|entry| (entry.linear, entry.context) == (linear, context))
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.epoch += 1;

@@ -236,6 +236,12 @@ impl Asm {
         self.raw(&value.to_le_bytes());
     }
 
+    /// `mov byte [mem], imm`.
+    pub fn store_imm8(&mut self, mem: Mem, value: u8) {
+        self.op_mem(false, &[0xc6], 0, &mem);
+        self.buf.push(value);
+    }
+
     /// `lea dst, [mem]`.
     pub fn lea(&mut self, wide: bool, dst: Reg, mem: &Mem) {
         self.op_mem(wide, &[0x8d], dst, mem);

@@ -44,8 +44,10 @@ impl Unit {
 pub struct Place<'a> {
     /// The fixed code.
     pub stubs: &'a Stubs,
-    /// How memory is seen.
+    /// How memory is seen at the start.
     pub view: View,
+    /// The mode that the unit is keyed by.
+    pub mode: u8,
 }
 
 /// Where live flags are when the body of a unit starts.
@@ -83,6 +85,8 @@ pub(super) struct Builder<'a> {
     pub slot: bool,
     /// The guest's vector registers are in the host's.
     pub vectors: bool,
+    /// How memory is seen.
+    pub view: View,
 }
 
 /// How a unit ends behind its last instruction, if that is not a jump.
@@ -166,6 +170,7 @@ impl<'a> Builder<'a> {
             host: false,
             slot: false,
             vectors: false,
+            view: place.view,
         }
     }
 }
@@ -280,6 +285,9 @@ impl Builder<'_> {
                 self.executed(insn);
             }
             Class::Generic => self.generic(insn),
+            Class::Cli | Class::Sti => self.interrupt_flag(insn),
+            Class::Stac | Class::Clac => self.user_access(insn),
+            Class::Swapgs => self.swap_gs(),
             Class::Divide => self.divide(insn),
             Class::Lea => self.lea(insn),
             Class::OpcodeReg => self.opcode_reg(insn),
@@ -466,7 +474,7 @@ fn entry_of(insns: &[Insn]) -> Entry {
     }
     for insn in insns {
         match insn.class {
-            Class::Nothing | Class::Lea | Class::OpcodeReg => {}
+            Class::Nothing | Class::Lea | Class::OpcodeReg | Class::Swapgs => {}
             _ if insn.vector => return Entry::Slot,
             Class::Copy | Class::Branch => return Entry::Host,
             Class::Jump if in_page(insn.target()).is_some() => return Entry::Host,

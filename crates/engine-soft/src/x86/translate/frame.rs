@@ -13,9 +13,10 @@ use std::ptr::{self, NonNull};
 use engine::Error;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
-use super::super::cpu::Cpu;
+use super::super::cpu::{Cpu, Mode};
 use super::super::fast::{FastEntry, FastTlb, JumpCache, JumpEntry};
 use super::super::fpu::Fpu;
+use super::super::msr::Msrs;
 use super::super::tlb::{Tlb, View};
 
 /// Slots that belong to translated code. All of them are dead while Rust code of other modules runs.
@@ -126,6 +127,13 @@ pub mod at {
         let size = size_of::<engine::x86::Segment>();
         (offset_of!(Cpu, segs) + number as usize * size + offset_of!(engine::x86::Segment, base)) as i32
     }
+    /// Base that `SWAPGS` swaps in.
+    pub const KERNEL_GS_BASE: i32 = (offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base)) as i32;
+    /// [`Mode::view`](crate::x86::cpu::Mode::view)
+    pub const VIEW: i32 = (offset_of!(Cpu, mode) + offset_of!(Mode, view)) as i32;
+    // `Some(view)` is stored as the view's number.
+    const _: () = assert!(size_of::<Option<View>>() == 1);
+
     /// The SSE control and status register.
     pub const MXCSR: i32 = (offset_of!(Cpu, fpu) + offset_of!(Fpu, mxcsr)) as i32;
     /// A vector register.

@@ -5,7 +5,7 @@
 use mem::PAGE_SIZE;
 
 use super::super::cpu::Cpu;
-use super::super::fast::{FAST_ENTRIES, jump_slot};
+use super::super::fast::FAST_ENTRIES;
 use super::super::op::{RIP, flag};
 use super::frame::Frame;
 use super::site::{OpSite, Site};
@@ -86,7 +86,11 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
     let mode = mode_bits(cpu);
     let next = run_op(cpu, translator, &op);
     Translator::publish_deadline(cpu);
-    if mode_bits(cpu) == mode { next } else { LEAVE }
+    if next != LEAVE && mode_bits(cpu) == mode {
+        Translator::set_mask(cpu);
+        return next;
+    }
+    if translator.exception.is_some() { LEAVE } else { translator.go_on(cpu) }
 }
 
 /// Runs an instruction across pages, and goes on in the next page if that is translated.
@@ -104,15 +108,9 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
     {
         return LEAVE;
     }
-    let rip = cpu.regs[RIP as usize];
-    let (slot, context) = (jump_slot(rip), cpu.frame.context);
-    for entry in [slot, slot ^ 1].map(|slot| cpu.tlb.jumps.entries[slot]) {
-        if (entry.linear, entry.context) == (rip, context) {
-            cpu.frame.page = entry.page;
-            return entry.code;
-        }
-    }
-    LEAVE
+    let Some(entry) = cpu.tlb.jumps.find(cpu.regs[RIP as usize], cpu.frame.context) else { return LEAVE };
+    cpu.frame.page = entry.page;
+    entry.code
 }
 
 /// Runs the handler as the interpreter's loop does.

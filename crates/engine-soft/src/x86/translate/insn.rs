@@ -28,6 +28,16 @@ pub enum Class {
     Generic,
     /// `div` and `idiv` of 32 and 64 bits.
     Divide,
+    /// `cli`
+    Cli,
+    /// `sti`
+    Sti,
+    /// `stac`
+    Stac,
+    /// `clac`
+    Clac,
+    /// `swapgs`
+    Swapgs,
     /// `lea`
     Lea,
     /// `mov reg, imm` and `bswap`, `xchg rax, reg`: the register is in the opcode.
@@ -105,6 +115,12 @@ impl Insn {
         if self.writes == 0 { self.reads } else { self.reads | self.live_after & !self.kills }
     }
 
+    /// Has the handler execute it.
+    pub fn hand_over(&mut self) {
+        self.class = Class::Handler;
+        (self.reads, self.writes, self.kills) = (ARITHMETIC, ARITHMETIC, 0);
+    }
+
     /// Length in bytes.
     pub fn length(&self) -> u32 {
         self.op.len.into()
@@ -131,6 +147,10 @@ pub struct Features {
     pub sse: bool,
     /// AVX instructions run natively.
     pub avx: bool,
+    /// CR4.SMAP.
+    pub smap: bool,
+    /// CPL 3 (else CPL 0).
+    pub user: bool,
 }
 
 /// Decodes and classifies the instruction at `bytes`, which is at offset `at` of its page. `None` if it
@@ -328,6 +348,11 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
     if let Some(class) = control_flow(ins) {
         return class;
     }
+    if !features.user
+        && let Some(class) = supervisor(mnemonic, features)
+    {
+        return class;
+    }
     if insn.op.has(flag::ENDS_BLOCK) {
         return Class::Handler;
     }
@@ -369,6 +394,18 @@ fn opcode_register(ins: &Instruction) -> Option<u32> {
     use OpCodeOperandKind::*;
     (0..ins.op_count())
         .find(|&n| matches!(ins.op_code().op_kind(n), r8_opcode | r16_opcode | r32_opcode | r64_opcode))
+}
+
+/// System instructions that are translated at CPL 0.
+fn supervisor(mnemonic: Mnemonic, features: Features) -> Option<Class> {
+    match mnemonic {
+        Mnemonic::Cli => Some(Class::Cli),
+        Mnemonic::Sti => Some(Class::Sti),
+        Mnemonic::Swapgs => Some(Class::Swapgs),
+        Mnemonic::Stac if features.smap => Some(Class::Stac),
+        Mnemonic::Clac if features.smap => Some(Class::Clac),
+        _ => None,
+    }
 }
 
 /// An instruction whose register is in its opcode byte.

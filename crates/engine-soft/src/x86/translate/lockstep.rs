@@ -13,7 +13,7 @@ use mem::{HostInt, PAGE_SIZE, Page};
 use super::super::cpu::Cpu;
 use super::super::exception::Exec;
 use super::super::fpu::Ymm;
-use super::super::op::{Op, RIP, reg};
+use super::super::op::{Op, RIP, reg, seg};
 use super::super::run::copy_page;
 use super::insn::{ARITHMETIC, Insn};
 use engine::x86::bits::rflags;
@@ -91,19 +91,24 @@ struct State {
     cr2: u64,
     ymm: [Ymm; 16],
     mxcsr: u32,
+    /// GS base and the one that `SWAPGS` swaps in.
+    gs: (u64, u64),
 }
 
 impl State {
     fn of(cpu: &Cpu) -> State {
         let mut regs = [0; 18];
         regs.copy_from_slice(&cpu.regs[..18]);
-        State { regs, rflags: cpu.rflags, cr2: cpu.cr2, ymm: cpu.fpu.ymm, mxcsr: cpu.fpu.mxcsr }
+        let gs = (cpu.segs[seg::GS as usize].base, cpu.msrs.kernel_gs_base);
+        State { regs, rflags: cpu.rflags, cr2: cpu.cr2, ymm: cpu.fpu.ymm, mxcsr: cpu.fpu.mxcsr, gs }
     }
 
     fn put(&self, cpu: &mut Cpu) {
         cpu.regs[..18].copy_from_slice(&self.regs);
         (cpu.rflags, cpu.cr2) = (self.rflags, self.cr2);
         (cpu.fpu.ymm, cpu.fpu.mxcsr) = (self.ymm, self.mxcsr);
+        (cpu.segs[seg::GS as usize].base, cpu.msrs.kernel_gs_base) = self.gs;
+        cpu.update_view();
     }
 }
 
@@ -241,6 +246,8 @@ fn state_differences(found: &State, right: &State) -> Vec<String> {
     check("RIP".into(), found.regs[RIP as usize], right.regs[RIP as usize]);
     check("RFLAGS".into(), found.rflags, right.rflags);
     check("CR2".into(), found.cr2, right.cr2);
+    check("GS base".into(), found.gs.0, right.gs.0);
+    check("kernel GS base".into(), found.gs.1, right.gs.1);
     check("MXCSR".into(), found.mxcsr.into(), right.mxcsr.into());
     differences
 }

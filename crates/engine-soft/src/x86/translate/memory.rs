@@ -71,7 +71,7 @@ impl Builder<'_> {
     /// Checks the access of `size` bytes at A. Behind it, A is the offset in the page and B the entry of
     /// the page. `retry` is where the address was computed. Disturbs flags; the caller saw to them.
     pub fn check(&mut self, insn: &Insn, retry: u64, size: u32, write: bool) -> Checked {
-        let view = self.place.view;
+        let view = self.view;
         self.asm.mov(B, A);
         self.asm.shr(B, 12 - ENTRY_BITS);
         self.asm.alu_imm(false, Alu::And, B, ((FAST_ENTRIES - 1) << ENTRY_BITS) as i32);
@@ -84,14 +84,14 @@ impl Builder<'_> {
 
     /// The checked access as a memory operand that occupies A and B.
     pub fn operand(&mut self) -> Mem {
-        let view = self.place.view;
+        let view = self.view;
         self.asm.load(B, Mem::indexed(host::RSP, B, 0, at::host(view)));
         Mem::indexed(A, B, 0, 0)
     }
 
     /// The checked access as a memory operand that occupies A only. Disturbs flags.
     pub fn operand_in_a(&mut self) -> Mem {
-        let view = self.place.view;
+        let view = self.view;
         self.asm.alu_mem(Alu::Add, A, Mem::indexed(host::RSP, B, 0, at::host(view)));
         Mem::at(A, 0)
     }

@@ -40,6 +40,7 @@ pub mod regs;
 pub mod site;
 pub mod stats;
 pub mod stubs;
+pub mod supervisor;
 pub mod translator;
 pub mod vector;
 

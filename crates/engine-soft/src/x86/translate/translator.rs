@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use engine::Error;
+use engine::x86::Activity;
 use engine::x86::bits::{cr0, cr4, rflags};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory};
 use mem::PAGE_SIZE;
@@ -16,6 +17,7 @@ use super::super::decode::{self, MAX_LEN};
 use super::super::exception::{Exception, Exec};
 use super::super::fast::NO_CONTEXT;
 use super::super::op::{Op, RIP, flag};
+use super::super::tlb::View;
 use super::super::run::{code_page, copy_page, step_block};
 use super::build::{End, Place, Unit, build, build_straddle, liveness};
 use super::cache::CodeCache;
@@ -28,6 +30,8 @@ use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
 use crate::clock::Clock;
 use crate::vm::attention;
 
+/// Attention that waits for RFLAGS.IF.
+pub(super) const INTERRUPTS: u32 = attention::INTERRUPT | attention::EXTINT;
 /// Most instructions of a unit.
 const MAX_INSNS: usize = 48;
 /// Most instructions that a look ahead for dead flags decodes.
@@ -111,6 +115,8 @@ pub struct Translator {
     /// Contexts by number: when the jump cache was last cleared, and the number of links made since.
     link_ids: Map<u64, (u64, u64)>,
     next_link_id: u64,
+    /// The context that the jump cache's link number is of.
+    link_context: u64,
     /// Linear address at which a page is executed, by page and link number.
     aliases: Map<u64, u64>,
     /// Changes to code pages that have been looked at ([`mem::code_changes`]).
@@ -142,6 +148,7 @@ impl Translator {
             sites: vec![Site::Indirect, Site::FarMiss],
             link_ids: Map::default(),
             next_link_id: 1,
+            link_context: NO_CONTEXT,
             aliases: Map::default(),
             units: Map::default(),
             pages: Map::default(),
@@ -351,7 +358,7 @@ impl Translator {
     /// to different places. `None` if everything was dropped to begin anew.
     fn number_links(&mut self, cpu: &mut Cpu, rip: u64, gpa: u64, context: u64) -> Option<bool> {
         let jumps = &mut cpu.tlb.jumps;
-        if jumps.link_id == 0 {
+        if jumps.link_id == 0 || self.link_context != context {
             let next = self.next_link_id;
             let known = self.link_ids.entry(context).or_insert((jumps.epoch, next));
             if known.0 != jumps.epoch {
@@ -361,6 +368,7 @@ impl Translator {
                 self.next_link_id += 1;
             }
             jumps.link_id = known.1;
+            self.link_context = context;
         }
         let id = jumps.link_id;
         if self.aliases.len() > MAX_ALIASES || self.next_link_id >= u32::MAX.into() {
@@ -383,29 +391,57 @@ impl Translator {
 
     /// Fills the frame for the unit at `rip`.
     fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit, trusted: bool) -> u64 {
-        let user = cpu.cpl == 3;
-        let context = if user { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() };
-        let private = !user && !cpu.tlb.code_is_global(user, rip);
+        let context = context_of(cpu, mode);
+        let private = cpu.cpl != 3 && !cpu.tlb.code_is_global(false, rip);
         if trusted {
             cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
         }
-        let frame = &mut cpu.frame;
-        frame.context = context;
-        frame.page = rip & !OFFSET;
-        frame.set_flags(cpu.rflags);
-        frame.attention = cpu.vm.vcpus[cpu.id as usize].attention_address();
+        cpu.frame.context = context;
+        cpu.frame.page = rip & !OFFSET;
+        cpu.frame.set_flags(cpu.rflags);
+        cpu.frame.attention = cpu.vm.vcpus[cpu.id as usize].attention_address();
+        cpu.leave_block = false;
+        cpu.debug_shadow = false;
+        Translator::set_mask(cpu);
+        Translator::publish_deadline(cpu);
+        context
+    }
+
+    /// Which attention bits would be acted upon.
+    pub(super) fn set_mask(cpu: &mut Cpu) {
         let mut mask = u32::MAX;
         if cpu.rflags & rflags::IF == 0 {
-            mask &= !(attention::INTERRUPT | attention::EXTINT);
+            mask &= !INTERRUPTS;
         }
         if cpu.nmi_blocked {
             mask &= !attention::NMI;
         }
-        frame.attention_mask = mask.into();
+        cpu.frame.attention_mask = mask.into();
+    }
+
+    /// Goes on behind a handler that changed where or how code runs, if the jump cache knows the way.
+    /// Answers the code's address or 0.
+    pub(super) fn go_on(&mut self, cpu: &mut Cpu) -> u64 {
+        let rip = cpu.regs[RIP as usize];
+        let changed = mem::code_changes() != self.seen || cpu.activity != Activity::Running;
+        if self.lockstep || changed || !translatable(cpu) {
+            return 0;
+        }
+        let context = context_of(cpu, mode_bits(cpu));
+        let Some(entry) = cpu.tlb.jumps.find(rip, context) else { return 0 };
+        if cpu.tlb.jumps.link_id == 0 || self.link_context != context {
+            match self.link_ids.get(&context) {
+                Some(&(epoch, id)) if epoch == cpu.tlb.jumps.epoch => cpu.tlb.jumps.link_id = id,
+                _ => return 0,
+            }
+            self.link_context = context;
+        }
+        cpu.frame.context = context;
+        cpu.frame.page = entry.page;
         cpu.leave_block = false;
         cpu.debug_shadow = false;
-        Translator::publish_deadline(cpu);
-        context
+        Translator::set_mask(cpu);
+        entry.code
     }
 
     /// Lets the ticker know when the APIC timer is due.
@@ -522,7 +558,7 @@ impl Translator {
             if end != End::Straddle {
                 return None;
             }
-            let place = Place { stubs: &self.stubs, view: cpu.view() };
+            let place = Place { stubs: &self.stubs, view: cpu.view(), mode };
             let (code, unit) = build_straddle(at, self.cache.cursor(), &place, &mut self.sites);
             self.cache.append(&code)?;
             return Some(unit);
@@ -530,7 +566,7 @@ impl Translator {
         let lockstep = self.lockstep;
         let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at) };
         liveness(&mut insns, &live_at);
-        let place = Place { stubs: &self.stubs, view: cpu.view() };
+        let place = Place { stubs: &self.stubs, view: cpu.view(), mode };
         let (code, unit) = build(&insns, end, self.cache.cursor(), &place, &mut self.sites);
         if self.lockstep {
             self.steps.insert(Key::new(gpa, mode), (insns.iter().map(Step::new).collect(), 0));
@@ -560,11 +596,17 @@ impl Translator {
                 return (insns, End::Interpret);
             }
             at += insn.length() as usize;
-            let ends = insn.op.has(flag::ENDS_BLOCK) && insn.class != Class::Branch;
+            let goes_on = matches!(insn.class, Class::Branch | Class::Sti);
+            let ends = insn.op.has(flag::ENDS_BLOCK) && !goes_on;
             insns.push(insn);
             if ends {
                 break;
             }
+        }
+        if let Some(last) = insns.last_mut()
+            && last.class == Class::Sti
+        {
+            last.hand_over(); // what is in its shadow is not in the unit
         }
         (insns, End::Cut)
     }
@@ -612,17 +654,23 @@ fn look_ahead(page: &[u8], at: u32) -> u32 {
     live
 }
 
+/// What the jump cache tags its entries with: a user's belong to an address space, a supervisor's to all.
+fn context_of(cpu: &Cpu, mode: u8) -> u64 {
+    if cpu.cpl == 3 { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() }
+}
+
 /// What of the mode translation depends on.
 pub(super) fn mode_bits(cpu: &Cpu) -> u8 {
     let sse = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
     let avx = sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.fpu.xcr0 & 6 == 6;
     // Unmasked exceptions would be the host's.
     let masked = cpu.fpu.mxcsr & 0x1f80 == 0x1f80;
-    cpu.view() as u8 | u8::from(sse && masked) << 2 | u8::from(avx && masked) << 3
+    let smap = cpu.cr4 & cr4::SMAP != 0;
+    cpu.view() as u8 | u8::from(sse && masked) << 2 | u8::from(avx && masked) << 3 | u8::from(smap) << 4
 }
 
 fn features_of(mode: u8) -> Features {
-    Features { sse: mode & 4 != 0, avx: mode & 8 != 0 }
+    Features { sse: mode & 4 != 0, avx: mode & 8 != 0, smap: mode & 16 != 0, user: mode & 3 == View::User as u8 }
 }
 
 /// Whether nothing is going on that only the interpreter knows.
