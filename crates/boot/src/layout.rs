@@ -24,6 +24,8 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const COMMAND_LINE_SIZE: u64 = 0x1_0000;
 /// What the loader itself may write; no part of a kernel may be loaded here.
 pub const LOADER: Range<u64> = 0..COMMAND_LINE + COMMAND_LINE_SIZE;
+/// What of it the loader leaves alone for a multiboot kernel, which may ask to be loaded there.
+pub const FREE_FOR_MULTIBOOT: Range<u64> = 0x1000..MULTIBOOT_INFO;
 /// Extended BIOS data area: 1 KiB, empty.
 pub const EBDA: u64 = 0x9_fc00;
 /// Not RAM to the guest: EBDA, video hole and ROM area.

@@ -16,7 +16,7 @@
 //! | `0x00500-0x0052f` | GDT                                                             | all            |
 //! | `0x06000-0x06fff` | `hvm_start_info`, module list, memory map                       | PVH            |
 //! | `0x07000-0x07fff` | zero page (`boot_params`)                                       | bzImage        |
-//! | `0x08000-0x08fff` | stack, growing down from `0x9000`                               | all            |
+//! | `0x08000-0x08fff` | stack, growing down from `0x9000` (multiboot: from `0x1000`)    | all            |
 //! | `0x09000-0x0efff` | page tables: PML4, PDPT, four page directories of 2 MiB pages   | bzImage        |
 //! | `0x10000-0x1ffff` | multiboot information, memory map, modules, strings             | multiboot      |
 //! | `0x20000-0x2ffff` | command line                                                    | all            |

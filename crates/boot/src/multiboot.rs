@@ -101,6 +101,7 @@ impl Multiboot {
     ) -> Result<Entry, RawError> {
         setup::low_memory(ram, params.memory_map)?;
         let mut space = Space::new(params.memory_map)?;
+        space.release(layout::FREE_FOR_MULTIBOOT);
         let end = elf::load_pieces(&self.pieces, file, ram, &mut space)?;
         let module = match params.initrd {
             Some(initrd) => {
@@ -119,7 +120,9 @@ impl Multiboot {
         setup::command_line(ram, &line, u64::MAX)?;
         setup::write(ram, layout::MULTIBOOT_INFO, &information(module, params))?;
         let entry = setup::protected32(ram, self.entry)?;
-        Ok(Entry { rax: LOADER_MAGIC, rbx: layout::MULTIBOOT_INFO, ..entry })
+        // ESP is the kernel's to set (3.2); until then it is in memory that no kernel lies in.
+        let rsp = layout::FREE_FOR_MULTIBOOT.start;
+        Ok(Entry { rax: LOADER_MAGIC, rbx: layout::MULTIBOOT_INFO, rsp, ..entry })
     }
 }
 
@@ -259,6 +262,18 @@ pub(crate) mod tests {
         assert_eq!(entry.unwrap().rip, 0x10_0040);
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0x10_00ff)).unwrap(), 0xaa);
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0x10_0100)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_real_mode_program_may_be_loaded_low() {
+        let mut file = flat();
+        for (i, value) in [0x8020u32, 0x8000, 0x8100, 0x8300, 0x8040].into_iter().enumerate() {
+            put(&mut file, 0x20 + 12 + 4 * i, value.to_le_bytes());
+        }
+        let (ram, entry) = load(file, None);
+        let entry = entry.unwrap();
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(0x80ff)).unwrap(), 0xaa);
+        assert!(entry.rsp <= 0x8000 && entry.rbx >= 0x8300, "what it is given lies outside of it");
     }
 
     #[test]

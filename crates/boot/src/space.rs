@@ -22,6 +22,12 @@ impl Space {
         Ok(space)
     }
 
+    /// Gives back what of the loader's memory it does not use for this kernel.
+    pub fn release(&mut self, range: Range<u64>) {
+        self.free.push(range);
+        self.free.sort_by_key(|free| free.start);
+    }
+
     /// Takes exactly this range; false if any byte of it is not free.
     pub fn claim(&mut self, range: Range<u64>) -> bool {
         let Some(index) = self.free.iter().position(|f| f.start <= range.start && range.end <= f.end) else {

@@ -29,10 +29,15 @@ pub mod attention {
     pub const CODE: u32 = 1 << 6;
 }
 
+/// NMIs that a CPU holds: the one that it takes next, and one behind it.
+const MOST_NMIS: u32 = 2;
+
 /// One vCPU as the others, and the devices' threads, see it.
 pub struct Mailbox {
     /// What it must look at ([`attention`]).
     attention: AtomicU32,
+    /// NMIs that wait, at most [`MOST_NMIS`]; [`attention::NMI`] is set if there are any.
+    nmis: AtomicU32,
     /// Vector of the last start-up IPI.
     pub sipi_vector: AtomicU32,
     /// The latest code epoch whose protection this vCPU carried out; `u64::MAX` while it is parked and
@@ -48,6 +53,7 @@ impl Mailbox {
     fn new(id: u32) -> Mailbox {
         Mailbox {
             attention: AtomicU32::new(0),
+            nmis: AtomicU32::new(0),
             sipi_vector: AtomicU32::new(0),
             code_epoch: AtomicU64::new(u64::MAX),
             lapic: SharedLapic::new(id),
@@ -74,6 +80,37 @@ impl Mailbox {
             let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             self.wake.notify_all();
         }
+    }
+
+    /// Sends an NMI. Two that meet before the CPU takes the first are both taken, one after the other.
+    pub fn send_nmi(&self) {
+        let more = |nmis: u32| Some((nmis + 1).min(MOST_NMIS));
+        let _ = self.nmis.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        self.notify(attention::NMI);
+    }
+
+    /// Takes one NMI, if one waits. For the vCPU itself, as the others below.
+    pub fn take_nmi(&self) -> bool {
+        if self.take(attention::NMI) == 0 {
+            return false;
+        }
+        let less = |nmis: u32| nmis.checked_sub(1);
+        let before = self.nmis.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        if before.is_ok_and(|nmis| nmis > 1) {
+            self.notify(attention::NMI);
+        }
+        before.is_ok()
+    }
+
+    /// While NMIs are blocked a CPU remembers one, however many come.
+    pub fn merge_nmis(&self) {
+        self.nmis.fetch_min(1, Ordering::AcqRel);
+    }
+
+    /// Forgets the NMIs that wait.
+    pub fn drop_nmis(&self) {
+        self.nmis.store(0, Ordering::Release);
+        self.take(attention::NMI);
     }
 
     /// Sleeps until a bit of `bits` is set, or for at most `limit`.
@@ -222,7 +259,7 @@ impl engine::Vm for SoftVm {
 
     fn send_nmi(&self, id: u32) {
         if let Some(vcpu) = self.shared.vcpus.get(id as usize) {
-            vcpu.notify(attention::NMI);
+            vcpu.send_nmi();
         }
     }
 }

@@ -110,6 +110,11 @@ fn cr4_mask(ecx_1: u32, edx_1: u32, ebx_7: u32, ecx_7: u32) -> u64 {
     offers.iter().filter(|(leaf, bit, _)| leaf >> bit & 1 != 0).fold(cr4::PCE, |mask, (.., bit)| mask | bit)
 }
 
+/// The APIC bit of leaf 1 EDX while IA32_APIC_BASE has the APIC switched off (SDM 3A, 11.4.3).
+fn hidden_apic(cpu: &Cpu) -> u32 {
+    if cpu.lapic.enabled() { 0 } else { 1 << 9 }
+}
+
 fn host(leaf: u32, subleaf: u32) -> Leaf {
     let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
     [r.eax, r.ebx, r.ecx, r.edx]
@@ -204,7 +209,7 @@ impl Cpuid {
                 let osxsave = if cpu.cr4 & cr4::OSXSAVE != 0 { 1 << 27 } else { 0 };
                 let htt = if self.cpus > 1 { 1 << 28 } else { 0 };
                 let ebx = h[1] & 0xff00 | self.cpus.min(255) << 16 | cpu.id << 24 | h[1] & 0xff;
-                [h[0], ebx, h[2] & ECX_1 | ECX_1_OWN | osxsave, h[3] & EDX_1 | htt]
+                [h[0], ebx, h[2] & ECX_1 | ECX_1_OWN | osxsave, (h[3] & EDX_1 | htt) & !hidden_apic(cpu)]
             }
             4 if self.intel => {
                 let cores = self.cpus.saturating_sub(1).min(63) << 26;
@@ -277,7 +282,11 @@ impl Cpuid {
                     h[2] & ECX_EXT | topology,
                     h[3] & EDX_EXT
                         | 1 << 11
-                        | (if self.intel { 0 } else { host(1, 0)[3] & EDX_1 & 0x0183_f3ff }),
+                        | (if self.intel {
+                            0
+                        } else {
+                            host(1, 0)[3] & EDX_1 & 0x0183_f3ff & !hidden_apic(cpu)
+                        }),
                 ]
             }
             0x8000_0002..=0x8000_0006 => h,

@@ -13,6 +13,8 @@ use super::exception::{Exception, Exec, vector};
 const DR6_BD: u64 = 1 << 13;
 /// DR6: single step.
 pub(super) const DR6_BS: u64 = 1 << 14;
+/// DR6: breakpoints 0 to 3 were met.
+const DR6_BREAKPOINTS: u64 = 0xf;
 /// DR6 bits that always read as one: no RTM, no bus-lock detection.
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR6_WRITABLE: u64 = 0xe00f;
@@ -73,7 +75,19 @@ impl Cpu {
     pub(super) fn code_breakpoint(&mut self, linear: u64) -> Exec {
         match self.hits(Watch::Execute, linear, 1) {
             0 => Ok(()),
-            hits => Err(self.debug_exception(hits)),
+            hits => {
+                let held = std::mem::take(&mut self.debug_trap);
+                Err(self.debug_exception(hits | held))
+            }
+        }
+    }
+
+    /// What `INT1` behind a load of SS makes of the data breakpoints that the load met: they join its
+    /// own `#DB`. A single step does not, it is over.
+    pub(super) fn join_traps(&mut self) {
+        let met = std::mem::take(&mut self.debug_trap) & DR6_BREAKPOINTS;
+        if met != 0 {
+            let _ = self.debug_exception(met);
         }
     }
 
@@ -191,6 +205,31 @@ mod tests {
         assert_eq!(system.guest.step(), Ok(()));
         assert_eq!(system.guest.step(), Err(DB));
         assert_eq!(system.rip(), CODE + 3);
+    }
+
+    #[test]
+    fn behind_a_load_of_ss_a_code_breakpoint_is_lost_or_not_by_vendor() {
+        let mut system = System::long(&[0x8e, 0xd0, NOP]); // mov ss, eax
+        system.cpu.regs[0] = KERNEL_DATA.into();
+        system.guest.cpu.write_dr(0, CODE + 2).unwrap();
+        system.guest.cpu.write_dr(7, 1).unwrap();
+        assert_eq!(system.guest.step(), Ok(()));
+        let intel = system.cpu.vm.cpuid.is_intel();
+        assert_eq!(system.guest.step(), if intel { Ok(()) } else { Err(DB) });
+    }
+
+    #[test]
+    fn int1_behind_a_load_of_ss_takes_its_data_breakpoint_along() {
+        let mut system = System::long(&[0x8e, 0x10, 0xf1]); // mov ss, [rax]; int1
+        system.cpu.regs[0] = DATA;
+        system.put64(DATA, &[KERNEL_DATA.into()]);
+        system.guest.cpu.write_dr(0, DATA).unwrap();
+        system.guest.cpu.write_dr(7, 1 | 3 << 16).unwrap();
+        system.go().unwrap();
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS + 16);
+        assert_eq!(system.get64::<1>(system.rsp()), [CODE + 3], "one #DB, behind INT1");
+        assert_eq!(system.cpu.dr[6] & 0xf00f, 1);
     }
 
     #[test]

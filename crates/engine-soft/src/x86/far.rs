@@ -451,6 +451,19 @@ mod tests {
     }
 
     #[test]
+    fn a_dropped_segment_keeps_its_base() {
+        let mut system = System::long(&[0x48, 0xcf]);
+        let frame = [CODE + 0x20, USER_CODE.into(), 0x202, 0x9_0000, USER_DATA.into()];
+        system.put64(System::STACK - 40, &frame);
+        system.cpu.regs[reg::RSP as usize] = System::STACK - 40;
+        system.cpu.segs[seg::GS as usize] =
+            engine::x86::Segment { base: 0x12_3000, ..segment(KERNEL_DATA, 0xc093) };
+        system.go().unwrap();
+        let gs = system.cpu.segs[seg::GS as usize];
+        assert_eq!((system.cpu.cpl, gs.selector, gs.unusable, gs.base), (3, 0, true, 0x12_3000));
+    }
+
+    #[test]
     fn iretq_goes_to_compatibility_mode_and_a_far_jump_comes_back() {
         let mut system = System::long(&[0x48, 0xcf]);
         // jmp 0x2b:CODE + 0x40

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use engine::Msi;
 use engine::x86::LapicState;
 
+#[cfg(test)]
+mod tests;
+
 use super::cpu::Cpu;
 use super::exception::{Exception, Exec};
 use crate::clock::Clock;
@@ -235,7 +238,7 @@ impl Message {
                     vcpu.notify(attention::INTERRUPT);
                 }
             }
-            Some(DeliveryMode::Nmi) => vcpu.notify(attention::NMI),
+            Some(DeliveryMode::Nmi) => vcpu.send_nmi(),
             Some(DeliveryMode::Init) if self.assert || !self.level => {
                 // A start-up IPI from before is void; one that comes behind, even before the vCPU
                 // has noticed the INIT, counts.
@@ -349,6 +352,11 @@ impl Lapic {
     pub fn claims(&self, gpa: u64) -> bool {
         gpa & !0xfff == self.base & 0x000f_ffff_ffff_f000
             && self.base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE
+    }
+
+    /// Whether it is switched on at all (IA32_APIC_BASE).
+    pub fn enabled(&self) -> bool {
+        self.base & BASE_ENABLE != 0
     }
 
     fn x2apic(&self) -> bool {
@@ -550,8 +558,10 @@ impl Lapic {
             value |= LVT_MASKED;
         }
         let old = std::mem::replace(&mut self.lvt[number - LVT_TIMER], value);
-        if number == LVT_TIMER && (old ^ value) >> 17 & 3 != 0 {
-            // A change to or from TSC-deadline mode disarms (11.5.4.1).
+        let deadline_mode = |lvt: u32| lvt >> 17 & 3 == 2;
+        if number == LVT_TIMER && deadline_mode(old) != deadline_mode(value) {
+            // A change to or from TSC-deadline mode disarms (11.5.4.1); one between one-shot and
+            // periodic only says what happens at the end of the countdown.
             self.deadline = None;
             self.tsc_deadline = 0;
         }
@@ -722,6 +732,7 @@ impl Cpu {
                 Ok(())
             }
             EOI | ESR if value != 0 => Err(Exception::GP0),
+            SELF_IPI if value > 0xff => Err(Exception::GP0),
             EOI => {
                 self.end_of_interrupt();
                 Ok(())
@@ -777,6 +788,7 @@ impl Cpu {
         }
         self.lapic.tsc_deadline = value;
         self.lapic.deadline = (value != 0).then(|| self.guest_to_host_tsc(value));
+        self.check_timer(); // a time that has passed fires at once
         self.leave_block = true;
     }
 }

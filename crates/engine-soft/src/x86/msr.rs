@@ -357,7 +357,6 @@ impl Cpu {
 #[cfg(test)]
 mod tests {
     use super::super::testing::Guest;
-    use super::*;
 
     #[test]
     fn counters_that_every_amd_cpu_has_are_there_and_idle() {

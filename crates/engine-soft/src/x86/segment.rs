@@ -117,7 +117,7 @@ impl Cpu {
     }
 
     /// On the way out to a less privileged level: takes away the data segments that it may not have
-    /// (SDM 3A, 5.8.6).
+    /// (SDM 3A, 5.8.6). Their bases stay, as on real CPUs: kernels in 64-bit mode find GS's again.
     pub(super) fn drop_inner_segments(&mut self) {
         for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let segment = &mut self.segs[index as usize];
@@ -128,7 +128,7 @@ impl Cpu {
                 || segment.access & conforming == conforming
                 || dpl >= self.cpl;
             if !kept {
-                *segment = null_segment(0);
+                *segment = Segment { base: segment.base, ..null_segment(0) };
             }
         }
     }

@@ -141,9 +141,10 @@ impl Cpu {
             return bad(format!("CR8 is {:#x}, and 15 is its highest value", state.cr8));
         }
         let mailbox = &vm.vcpus[self.id as usize];
-        mailbox.take(attention::NMI | attention::INIT | attention::SIPI);
+        mailbox.drop_nmis();
+        mailbox.take(attention::INIT | attention::SIPI);
         if state.nmi_pending {
-            mailbox.notify(attention::NMI);
+            mailbox.send_nmi();
         }
         self.pending = state.pending;
         Ok(())

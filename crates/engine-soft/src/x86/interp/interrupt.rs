@@ -67,7 +67,9 @@ fn into(cpu: &mut Cpu, _: &Op) -> Exec {
 
 /// A privileged software exception: any gate lets it through.
 fn int1(cpu: &mut Cpu, _: &Op) -> Exec {
-    cpu.software_interrupt(vector::DB, Source::Hardware)
+    cpu.software_interrupt(vector::DB, Source::Hardware)?;
+    cpu.join_traps();
+    Ok(())
 }
 
 /// CLI and STI need IOPL, in virtual-8086 mode too (its extensions are not offered).

@@ -91,6 +91,11 @@ fn sysret<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     } else {
         cpu.rflags |= rflags::IF;
     }
+    // It traps behind itself if TF is set at its end: the step of the SYSCALL, as the program sees it.
+    cpu.debug_trap &= !DR6_BS;
+    if cpu.flag(rflags::TF) {
+        cpu.debug_trap |= DR6_BS;
+    }
     let code = if WIDE { (selector.wrapping_add(16) | 3, CODE64) } else { (selector | 3, CODE32) };
     cpu.next_rip = if WIDE { rcx } else { rcx & 0xffff_ffff };
     enter(cpu, code, selector.wrapping_add(8) | 3, 3);
@@ -145,6 +150,8 @@ mod tests {
     use engine::x86::bits::msr;
 
     const ENTRY: u64 = 0xffff_ffff_8000_0000;
+    /// Mapped.
+    const ENTRY_HERE: u64 = CODE + 0x100;
     const R11: usize = reg::R11 as usize;
     const RCX: usize = reg::RCX as usize;
 
@@ -201,6 +208,25 @@ mod tests {
         system.cpu.update_mode();
         system.go().unwrap();
         assert_eq!((system.rip(), system.cs(), system.cpu.mode.code_bits), (CODE + 0x80, USER_CODE32, 32));
+    }
+
+    #[test]
+    fn a_stepped_system_call_traps_once_behind_its_return() {
+        let mut system = user(&[0x0f, 0x05, 0x90]);
+        system.put64(ENTRY_HERE, &[0x07_0f_48]); // sysretq
+        system.cpu.write_msr(msr::LSTAR, ENTRY_HERE).unwrap();
+        system.cpu.rflags |= rflags::TF;
+        system.go().unwrap();
+        assert_eq!(
+            (system.rip(), system.cpu.flag(rflags::TF)),
+            (ENTRY_HERE, false),
+            "masked: no trap in the kernel"
+        );
+        system.go().unwrap();
+        assert_eq!(system.rip(), HANDLERS + 16, "#DB");
+        let [rip, cs] = system.get64(KERNEL_STACK - 40);
+        assert_eq!((rip, cs), (CODE + 2, USER_CODE.into()), "before the program goes on");
+        assert_eq!(system.cpu.dr[6] & 0xf00f, DR6_BS);
     }
 
     #[test]

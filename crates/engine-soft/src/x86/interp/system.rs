@@ -13,6 +13,9 @@ use super::super::op::{Handler, Op, flag, reg, seg};
 /// What KVM answers to a hypercall that it does not know (its KVM_ENOSYS).
 const UNKNOWN_HYPERCALL: i64 = -1000;
 
+/// Legacy performance counters of AMD's CPUs (APM 2, 13.2.1).
+const AMD_COUNTERS: u32 = 4;
+
 /// Handlers for system instructions.
 pub fn lower(l: &Lower<'_>, op: &mut Op) -> Option<Handler> {
     use Code::*;
@@ -25,7 +28,7 @@ pub fn lower(l: &Lower<'_>, op: &mut Op) -> Option<Handler> {
         Rdtsc => return Some(rdtsc),
         Rdtscp => return Some(rdtscp),
         Rdpid_r32 | Rdpid_r64 => return Some(rdpid),
-        Rdpmc => return Some(no_counters),
+        Rdpmc => return Some(rdpmc),
         Cpuid => return Some(cpuid),
         Swapgs => return Some(swapgs),
         Wbinvd | Wbnoinvd | Invd => return Some(caches),
@@ -140,8 +143,15 @@ fn rdpid(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 /// There are no performance counters: every index is out of range.
-fn no_counters(_: &mut Cpu, _: &Op) -> Exec {
-    Err(Exception::GP0)
+/// The counters that every AMD CPU has stand still (see [`Cpu::read_msr`]); Intel's are announced by
+/// CPUID, which announces none.
+fn rdpmc(cpu: &mut Cpu, _: &Op) -> Exec {
+    let allowed = cpu.cpl == 0 || cpu.cr4 & cr4::PCE != 0 || !cpu.mode.protected;
+    if !allowed || cpu.vm.cpuid.is_intel() || u32::get(cpu, reg::RCX) >= AMD_COUNTERS {
+        return Err(Exception::GP0);
+    }
+    set_pair(cpu, 0);
+    Ok(())
 }
 
 fn cpuid(cpu: &mut Cpu, _: &Op) -> Exec {
@@ -316,6 +326,25 @@ mod tests {
         system.cpu.regs[RAX] = 16;
         system.cpu.regs[RIP as usize] = CODE;
         assert_eq!(system.guest.step(), Err(Exception::GP0));
+    }
+
+    #[test]
+    fn the_counters_of_amds_cpus_can_be_read_and_stand_still() {
+        let attempt = |counter: u64, cr4: u64, user: bool| {
+            let mut system = System::long(&[0x0f, 0x33]);
+            system.cpu.cr4 |= cr4;
+            if user {
+                system.enter_ring3();
+            }
+            system.cpu.regs[RAX] = 1;
+            system.cpu.regs[reg::RCX as usize] = counter;
+            system.guest.step().map(|()| system.cpu.regs[RAX])
+        };
+        let zero = if System::long(&[]).cpu.vm.cpuid.is_intel() { Err(Exception::GP0) } else { Ok(0) };
+        assert_eq!(attempt(0, 0, false), zero);
+        assert_eq!(attempt(3, cr4::PCE, true), zero);
+        assert_eq!(attempt(3, 0, true), Err(Exception::GP0));
+        assert_eq!(attempt(4, 0, false), Err(Exception::GP0));
     }
 
     #[test]
