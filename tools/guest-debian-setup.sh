@@ -26,6 +26,15 @@ sed -i 's/^root:[^:]*:/root::/' "$system/etc/shadow"
 mkdir -p "$units/getty.target.wants"
 rm -f "$units/getty.target.wants/getty@tty1.service"
 ln -sf /lib/systemd/system/serial-getty@.service "$units/getty.target.wants/serial-getty@ttyS0.service"
+# On request, the demo leaves people at a shell instead of a login prompt: ospite.autologin on the kernel
+# command line.
+mkdir -p "$units/serial-getty@ttyS0.service.d"
+cat >"$units/serial-getty@ttyS0.service.d/autologin.conf" <<'UNIT'
+[Service]
+ExecStart=
+ExecStart=-/bin/sh -c 'grep -qw ospite.autologin /proc/cmdline && set -- --autologin root; \
+    exec /sbin/agetty "$$@" -o "-p -- \\\\u" --keep-baud 115200,57600,38400,9600 %I "$$TERM"' agetty
+UNIT
 # hvc0 exists only in guests with a virtio console; a wanted unit would be waited for in the others.
 cat >"$system/etc/udev/rules.d/90-ospite-console.rules" <<'RULE'
 SUBSYSTEM=="tty", KERNEL=="hvc0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="serial-getty@hvc0.service"

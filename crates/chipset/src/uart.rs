@@ -146,6 +146,8 @@ impl Default for UartState {
 pub struct Uart {
     state: UartState,
     irq: IrqLine,
+    /// The line's level, so that the controllers hear of changes only.
+    irq_high: bool,
     out: Output,
     input: SerialInput,
     /// Fires when there is new input, when the next byte may arrive, and when output has room again.
@@ -171,6 +173,7 @@ impl Uart {
         let uart = Arc::new(Mutex::new(Uart {
             state: UartState::default(),
             irq,
+            irq_high: false,
             out: Output::start(out, timer.clone())?,
             input: SerialInput::new(timer.clone()),
             timer,
@@ -249,10 +252,14 @@ impl Uart {
         }
     }
 
-    fn update(&self) {
+    fn update(&mut self) {
         // In loopback mode the modem outputs, OUT2 among them, are cut from their pins (8.6).
         let let_through = self.state.mcr & (mcr::OUT2 | mcr::LOOP) == mcr::OUT2;
-        self.irq.set(let_through && self.cause() != iir::NONE);
+        let high = let_through && self.cause() != iir::NONE;
+        if high != self.irq_high {
+            self.irq_high = high;
+            self.irq.set(high);
+        }
     }
 
     fn read_rbr(&mut self, now: Instant) -> u8 {

@@ -4,6 +4,7 @@ use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::{Error, SECTOR};
 
@@ -38,8 +39,21 @@ fn open_error(path: &Path, write: bool, source: io::Error) -> Error {
     }
 }
 
+/// How often, and how long apart, a lock that somebody holds is tried: a VM that ends just now may
+/// still hold it, and so may a child process between its fork and its exec.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(20);
+
 fn lock(path: &Path, file: &File, write: bool) -> Result<(), Error> {
-    let locked = if write { file.try_lock() } else { file.try_lock_shared() };
+    let lock = || if write { file.try_lock() } else { file.try_lock_shared() };
+    let mut locked = lock();
+    for _ in 1..TRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        locked = lock();
+    }
     match locked {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.into(), write }),
@@ -104,8 +118,13 @@ mod tests {
         assert!(matches!(refused, Error::Locked { .. }));
         assert!(refused.to_string().contains("in use by another VM"), "{refused}");
         assert!(matches!(open(image.path(), true), Err(Error::Locked { .. })));
-        drop(writer);
+        // A writer that is about to end is waited for.
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(PAUSE);
+            drop(writer);
+        });
         let _one = open(image.path(), true).unwrap();
+        ending.join().unwrap();
         let _two = open(image.path(), true).unwrap();
         assert!(matches!(open(image.path(), false), Err(Error::Locked { .. })));
     }

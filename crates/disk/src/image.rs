@@ -228,6 +228,24 @@ mod tests {
     }
 
     #[test]
+    fn a_flat_vmdk_is_read_and_only_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let create = ["create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "a.vmdk", "1M"];
+        if !qemu_img(dir.path(), &create) {
+            return;
+        }
+        let extent = std::fs::OpenOptions::new().write(true).open(dir.path().join("a-flat.vmdk")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&extent, &[0x77; 512], 1024).unwrap();
+        let path = dir.path().join("a.vmdk");
+        assert!(matches!(crate::open(&path, None, false), Err(Error::ReadOnlyFormat { .. })));
+        let disk = crate::open(&path, None, true).unwrap();
+        let description = Description { format: Format::Vmdk, probed: true, read_only: true, size: 1 << 20 };
+        assert_eq!(disk.description(), description);
+        let guest = Guest::new();
+        assert_eq!(read(&*disk, &guest, 512, 1024), [[0; 512], [0x77; 512]].concat());
+    }
+
+    #[test]
     fn internal_snapshots_survive_writes() {
         let dir = tempfile::tempdir().unwrap();
         if !qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "a.qcow2", "8M"]) {

@@ -24,6 +24,10 @@ pub struct SoftEngine;
 impl SoftEngine {
     /// The engine, if this host can run it.
     pub fn new() -> Result<SoftEngine, Error> {
+        x86::fpu::stub::init().map_err(|source| Error::Host {
+            what: "mapping executable memory (memfd_create, mmap)",
+            source,
+        })?;
         Ok(SoftEngine)
     }
 }

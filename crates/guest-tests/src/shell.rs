@@ -9,7 +9,8 @@ pub struct Shell {
 
 /// Printed by the guest's shell; typed in two halves, so that the echo of the typing is not it.
 const PROMPT: &str = "ospite-ready>";
-const SET_PROMPT: &str = "PS1=ospite-'ready>'; stty -echo; bind 'set enable-bracketed-paste off'";
+/// Kernel messages would get between a command and what it prints.
+const SET_PROMPT: &str = "dmesg -n 1; PS1=ospite-'ready>'; stty -echo; bind 'set enable-bracketed-paste off'";
 
 /// Seconds until a login prompt, of which the software engine needs many.
 const BOOT: u64 = 600;

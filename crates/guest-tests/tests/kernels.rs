@@ -79,8 +79,8 @@ fn what_is_typed_reaches_the_guest() {
 #[test]
 #[ignore = "boots a guest: make guest-test"]
 fn the_debug_exit_port_sets_the_exit_code() {
-    let write = "printf '\\\\020' | dd of=/dev/port bs=1 seek=244"; // 16 to port 0xf4
-    let session = Ospite::run().kernel(&cloud_kernel()).guest_command(write).start();
+    let write = "printf '\\020' | dd of=/dev/port bs=1 seek=244"; // 16 to port 0xf4
+    let session = Ospite::run().kernel(&generic_kernel()).guest_command(write).start();
     assert_eq!(session.end(240).code(), 16 << 1 | 1);
 }
 

@@ -90,6 +90,11 @@ fn broken_initial_ram_disks_and_disks_are_refused() {
     let with = |option: &str, path: &Path| {
         let refusal = Ospite::run().option("--kernel", &good.vmlinuz).option(option, path).refused();
         assert_eq!(refusal.code, BROKEN_FILE, "{}", refusal.text);
+        assert!(
+            refusal.text.contains(path.to_str().unwrap()),
+            "{option}: the file is named: {}",
+            refusal.text
+        );
     };
     for option in ["--initrd", "--disk"] {
         with(option, &dir.path().join("nothing"));

@@ -58,7 +58,6 @@ pub(crate) struct Chipset {
     pub(crate) pic: Arc<Mutex<DualPic>>,
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
     /// Lines to both interrupt controllers.
-    #[expect(dead_code)] // the PCI devices will
     pub(crate) irqs: Arc<dyn IrqSink>,
     pub(crate) com1: Arc<Mutex<Uart>>,
     pub(crate) acpi_pm: Arc<Mutex<AcpiPm>>,

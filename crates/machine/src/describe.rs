@@ -59,8 +59,10 @@ pub struct DeviceInfo {
 /// A device in a PCI slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PciInfo {
-    /// What it is, and what is behind it in the host.
+    /// What it is.
     pub name: String,
+    /// What is behind it in the host.
+    pub backend: Option<String>,
     /// Slot, identity, BARs.
     #[serde(flatten)]
     pub function: FunctionInfo,
@@ -128,6 +130,9 @@ impl fmt::Display for PciInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let FunctionInfo { slot, vendor, device, class: _, bars } = &self.function;
         write!(f, "00:{slot:02x}.0 {vendor:04x}:{device:04x} {}", self.name)?;
+        if let Some(backend) = &self.backend {
+            write!(f, ": {backend}")?;
+        }
         bars.iter().filter(|bar| bar.address != 0).try_for_each(|bar| {
             write!(f, ", BAR {} at {:#x} ({} KiB)", bar.bar, bar.address, bar.size.div_ceil(1024))
         })

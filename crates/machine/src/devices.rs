@@ -1,14 +1,32 @@
 //! The PCI root and what is in its slots.
+//!
+//! A kind of device keeps its slots, whatever else is there, so that a guest's names for its network
+//! cards survive a new disk: 1 entropy, 2 console, from 3 network, from 8 (or after the network cards)
+//! disks.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use device::Bus;
-use pci::{ConfigState, FunctionInfo, HostBridge, PciFunction, PciRoot, Windows};
+use device::{Bus, IrqSink, MsiSink, Snapshot};
+use disk::Disk;
+use mem::GuestRam;
+use net::{CountingSink, Mac};
+use pci::{ConfigState, FunctionInfo, HostBridge, Intx, IntxRouter, PciFunction, PciRoot, Pin, Windows};
 use serde::{Deserialize, Serialize};
+use virtio::{Blk, Console, ConsoleInput, Net, Rng, VirtioDevice, VirtioPci, VirtioState};
 
 use crate::chipset::lock;
 use crate::describe::PciInfo;
-use crate::{Error, layout};
+use crate::{DiskSpec, Error, HostIo, VmSpec, layout};
+
+const HOST_BRIDGE: u8 = 0;
+const RNG: u8 = 1;
+const CONSOLE: u8 = 2;
+const FIRST_NET: u8 = 3;
+const FIRST_DISK: u8 = 8;
+const SLOTS: u8 = 32;
+/// The length of the field that a virtio disk has for its serial number.
+const SERIAL_LENGTH: usize = 20;
 
 /// Saved state of the PCI root and its functions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,55 +35,228 @@ pub struct PciState {
     pub address: u32,
     /// The host bridge.
     pub host_bridge: ConfigState,
+    /// The virtio devices with their slots, ascending.
+    pub virtio: Vec<(u8, VirtioState)>,
+}
+
+/// What the devices are connected to.
+pub(crate) struct Wiring<'a> {
+    pub(crate) ports: &'a Arc<Bus>,
+    pub(crate) mmio: &'a Arc<Bus>,
+    pub(crate) ram: &'a GuestRam,
+    pub(crate) msi: Arc<dyn MsiSink>,
+    pub(crate) irqs: Arc<dyn IrqSink>,
+}
+
+/// A virtio device in its slot.
+struct Slot {
+    number: u8,
+    function: Arc<Mutex<VirtioPci>>,
+    /// What is behind it in the host, for people.
+    backend: String,
+    /// The image, if it is a disk.
+    disk: Option<PathBuf>,
 }
 
 /// The PCI devices.
 pub(crate) struct Devices {
     root: Arc<PciRoot>,
     host_bridge: Arc<Mutex<HostBridge>>,
+    slots: Vec<Slot>,
+    console: Option<ConsoleInput>,
+    links: Vec<net::Counters>,
+}
+
+/// Puts devices into slots.
+struct Builder<'a> {
+    wiring: &'a Wiring<'a>,
+    intx: Arc<IntxRouter>,
+    root: Arc<PciRoot>,
+    slots: Vec<Slot>,
+}
+
+impl Builder<'_> {
+    fn add(
+        &mut self,
+        number: u8,
+        device: impl VirtioDevice + 'static,
+        backend: String,
+        disk: Option<PathBuf>,
+    ) -> Result<(), Error> {
+        if number >= SLOTS {
+            return Err(pci::Error::Full.into());
+        }
+        let intx: Intx = self.intx.intx(number, Pin::A);
+        let Wiring { ram, msi, .. } = self.wiring;
+        let function = VirtioPci::new(device, (*ram).clone(), msi.clone(), Some(intx))
+            .map_err(|source| Error::Device { slot: number, source })?;
+        let function = Arc::new(Mutex::new(function));
+        self.root.add(number, function.clone())?;
+        self.slots.push(Slot { number, function, backend, disk });
+        Ok(())
+    }
+
+    fn add_console(&mut self, host: &mut HostIo) -> Result<Option<ConsoleInput>, Error> {
+        let Some(out) = host.console_out.take() else { return Ok(None) };
+        let (console, input) = Console::new(out).map_err(|source| Error::Device { slot: CONSOLE, source })?;
+        self.add(CONSOLE, console, "the host's console".into(), None)?;
+        Ok(Some(input))
+    }
+
+    fn add_net(&mut self, index: u32) -> Result<net::Counters, Error> {
+        let (mac, link) = (Mac::of_card(index), CountingSink::new());
+        let counters = link.counters();
+        let slot = slot(FIRST_NET, index);
+        let net = Net::new(mac, Box::new(link)).map_err(|source| Error::Device { slot, source })?;
+        self.add(slot, net, format!("{mac}, link to nowhere that counts packets"), None)?;
+        Ok(counters)
+    }
+
+    fn add_disk(&mut self, first: u8, index: u32, spec: &DiskSpec) -> Result<(), Error> {
+        let serial = serial_number(spec, index)?;
+        let disk = disk::open(&spec.path, spec.format, spec.read_only)?;
+        let backend = describe_disk(spec, &*disk, &serial);
+        self.add(slot(first, index), Blk::new(disk, &serial), backend, Some(spec.path.clone()))
+    }
+}
+
+/// The slot of the device number `index` of those that begin at `first`; [`SLOTS`] where there is none.
+fn slot(first: u8, index: u32) -> u8 {
+    (u32::from(first).saturating_add(index)).min(SLOTS.into()) as u8
+}
+
+fn serial_number(spec: &DiskSpec, index: u32) -> Result<String, Error> {
+    let serial = spec.serial.clone().unwrap_or_else(|| format!("ospite-{index}"));
+    let fits = (1..=SERIAL_LENGTH).contains(&serial.len()) && serial.bytes().all(|b| b.is_ascii_graphic());
+    if fits { Ok(serial) } else { Err(Error::Serial { path: spec.path.clone(), serial }) }
+}
+
+fn describe_disk(spec: &DiskSpec, disk: &dyn Disk, serial: &str) -> String {
+    let disk::Description { format, probed, read_only, size } = disk.description();
+    let told = if probed { " told by content" } else { "" };
+    let mode = if read_only { ", read-only" } else { "" };
+    format!("{} ({format}{told}, {} MiB{mode}, serial number {serial})", spec.path.display(), size >> 20)
 }
 
 impl Devices {
-    pub(crate) fn new(ports: &Arc<Bus>, mmio: &Arc<Bus>) -> Result<Devices, Error> {
+    pub(crate) fn new(wiring: &Wiring<'_>, spec: &VmSpec, host: &mut HostIo) -> Result<Devices, Error> {
         let windows =
             Windows { io: layout::PCI_PORTS, mem32: layout::PCI_MMIO_32, mem64: layout::PCI_MMIO_64 };
-        let root = PciRoot::new(mmio.clone(), ports.clone(), windows);
-        root.attach(mmio, layout::ECAM.start, ports)?;
+        let root = PciRoot::new(wiring.mmio.clone(), wiring.ports.clone(), windows);
+        root.attach(wiring.mmio, layout::ECAM.start, wiring.ports)?;
         let host_bridge = Arc::new(Mutex::new(HostBridge::new()));
-        root.add(0, host_bridge.clone())?;
+        root.add(HOST_BRIDGE, host_bridge.clone())?;
+        let intx = IntxRouter::new(wiring.irqs.clone());
+        let mut builder = Builder { wiring, intx, root: root.clone(), slots: Vec::new() };
+        builder.add(RNG, Rng::new(), "the host's random numbers".into(), None)?;
+        let console = builder.add_console(host)?;
+        let links = (0..spec.nets).map(|index| builder.add_net(index)).collect::<Result<_, _>>()?;
+        let first_disk = slot(FIRST_NET, spec.nets).max(FIRST_DISK);
+        for (index, disk) in (0..).zip(&spec.disks) {
+            builder.add_disk(first_disk, index, disk)?;
+        }
+        let slots = builder.slots;
         root.assign()?;
-        Ok(Devices { root, host_bridge })
+        Ok(Devices { root, host_bridge, slots, console, links })
+    }
+
+    /// The keyboard of the virtio console.
+    pub(crate) fn console(&self) -> Option<&ConsoleInput> {
+        self.console.as_ref()
+    }
+
+    /// What each network card has sent.
+    pub(crate) fn links(&self) -> &[net::Counters] {
+        &self.links
     }
 
     pub(crate) fn reset(&self) -> Result<(), Error> {
         Ok(self.root.reset()?)
     }
 
+    /// Lets requests under way finish and starts none.
+    pub(crate) fn pause(&self) {
+        self.slots.iter().for_each(|slot| lock(&slot.function).pause());
+    }
+
+    pub(crate) fn resume(&self) {
+        self.slots.iter().for_each(|slot| lock(&slot.function).resume());
+    }
+
     pub(crate) fn save(&self) -> PciState {
         PciState {
             address: self.root.config_address().get(),
             host_bridge: lock(&self.host_bridge).config().save(),
+            virtio: self.slots.iter().map(|slot| (slot.number, lock(&slot.function).save())).collect(),
         }
     }
 
     pub(crate) fn restore(&self, state: PciState) -> Result<(), Error> {
-        let PciState { address, host_bridge } = state;
+        let PciState { address, host_bridge, virtio } = state;
+        let (saved, here) = (virtio.len() as u64, self.slots.len() as u64);
+        if saved != here {
+            return Err(Error::OtherMachine { what: "virtio devices", saved, here });
+        }
+        for (slot, (number, state)) in self.slots.iter().zip(virtio) {
+            if slot.number != number {
+                let (saved, here) = (number.into(), slot.number.into());
+                return Err(Error::OtherMachine { what: "as the slot of a device", saved, here });
+            }
+            lock(&slot.function).restore(state)?;
+        }
         lock(&self.host_bridge).config_mut().restore(host_bridge)?;
         self.root.config_address().set(address);
         self.root.refresh();
         Ok(())
     }
 
-    /// Makes what the guest wrote to its disks durable.
+    /// Makes what the guest wrote to its disks durable. All are tried; the first failure counts.
     pub(crate) fn flush(&self) -> Result<(), Error> {
-        Ok(())
+        let mut first = Ok(());
+        for slot in &self.slots {
+            let result = lock(&slot.function).flush();
+            if let (Err(source), Some(path)) = (result, &slot.disk) {
+                first = first.and(Err(Error::Flush { path: path.clone(), source }));
+            }
+        }
+        first
     }
 
     pub(crate) fn describe(&self) -> Vec<PciInfo> {
-        let name = |function: &FunctionInfo| match function.slot {
-            0 => "host bridge".into(),
-            slot => format!("slot {slot}"),
+        self.root.describe().into_iter().map(|info| self.info(info)).collect()
+    }
+
+    fn info(&self, function: FunctionInfo) -> PciInfo {
+        let slot = self.slots.iter().find(|slot| slot.number == function.slot);
+        let name = match slot {
+            Some(slot) => lock(&slot.function).name().to_owned(),
+            None => "host bridge".into(),
         };
-        self.root.describe().into_iter().map(|f| PciInfo { name: name(&f), function: f }).collect()
+        PciInfo { name, backend: slot.map(|slot| slot.backend.clone()), function }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serial_numbers_that_a_guest_could_not_read_are_refused() {
+        let spec = |serial: Option<&str>| DiskSpec {
+            path: "disk.raw".into(),
+            format: None,
+            read_only: false,
+            serial: serial.map(Into::into),
+        };
+        assert_eq!(serial_number(&spec(None), 3).unwrap(), "ospite-3");
+        assert_eq!(serial_number(&spec(Some("0123456789abcdefghij")), 0).unwrap(), "0123456789abcdefghij");
+        for bad in ["", "0123456789abcdefghijk", "a b", "ö"] {
+            assert!(serial_number(&spec(Some(bad)), 0).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn slots_end_where_the_bus_does() {
+        assert_eq!((slot(3, 0), slot(8, 23), slot(8, 24), slot(3, u32::MAX)), (3, 31, SLOTS, SLOTS));
     }
 }

@@ -62,6 +62,82 @@ fn set_msr(msrs: &mut Vec<(u32, u64)>, index: u32, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::x86::bits::{access, cr0, cr4, efer};
+    use engine::x86::{LapicState, XSAVE_AREA_SIZE};
+
+    fn power_on() -> X86State {
+        X86State {
+            gpr: [7; 16],
+            rip: 0xfff0,
+            rflags: 2,
+            segments: [Segment::default(); 6],
+            ldtr: Segment::default(),
+            tr: Segment::default(),
+            gdtr: DescriptorTable::default(),
+            idtr: DescriptorTable::default(),
+            cr0: 0x6000_0010,
+            cr2: 5,
+            cr3: 0,
+            cr4: 0,
+            cr8: 0,
+            dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            xcr0: 1,
+            xsave: vec![0; XSAVE_AREA_SIZE],
+            msrs: vec![(msr::IA32_PAT, 0x0007_0406_0007_0406), (msr::EFER, 0), (msr::STAR, 9)],
+            tsc: 77,
+            lapic: LapicState { regs: vec![1; 64], base: 0xfee0_0900, tsc_deadline: 0, timer_left_ns: None },
+            activity: Activity::WaitForSipi,
+            pending: None,
+            nmi_pending: false,
+            nmi_blocked: false,
+            interrupt_shadow: false,
+        }
+    }
+
+    fn flat(selector: u16, access: u16) -> boot::Segment {
+        boot::Segment { selector, base: 0, limit: u32::MAX, access }
+    }
+
+    #[test]
+    fn a_64_bit_kernel_starts_in_long_mode_with_everything_else_as_after_reset() {
+        let present = access::P | access::S | access::READ_WRITE | access::G;
+        let entry = Entry {
+            mode: boot::Mode::Long64,
+            rip: 0x100_0200,
+            rflags: 2,
+            rax: 0,
+            rbx: 0,
+            rsi: 0x7000,
+            rsp: 0x9000,
+            cr0: cr0::PE | cr0::PG,
+            cr3: 0x9000,
+            cr4: cr4::PAE,
+            efer: efer::LME | efer::LMA,
+            cs: flat(0x10, present | access::CODE | access::L),
+            data: flat(0x18, present | access::DB),
+            tr: boot::Segment { selector: 0x20, base: 0, limit: 0x67, access: 0x8b },
+            gdtr: boot::DescriptorTable { base: 0x500, limit: 0x2f },
+            idtr: boot::DescriptorTable::default(),
+        };
+        let before = power_on();
+        let CpuState::X86(cpu) = at_entry(CpuState::X86(Box::new(before.clone())), &entry).unwrap() else {
+            unreachable!()
+        };
+        assert_eq!((cpu.rip, cpu.gpr[6], cpu.gpr[4], cpu.gpr[2]), (0x100_0200, 0x7000, 0x9000, 0));
+        assert_eq!((cpu.cr0, cpu.cr3, cpu.cr4, cpu.cr2), (entry.cr0, 0x9000, cr4::PAE, 0));
+        assert!(
+            cpu.msrs.contains(&(msr::EFER, efer::LME | efer::LMA)) && cpu.msrs.len() == before.msrs.len()
+        );
+        let [es, cs, ss, ..] = cpu.segments;
+        assert_eq!((es.selector, cs.selector, ss), (0x18, 0x10, es));
+        assert_eq!((cs.access & access::L, cpu.tr.access, cpu.ldtr.unusable), (access::L, 0x8b, true));
+        assert_eq!((cpu.gdtr.base, cpu.gdtr.limit), (0x500, 0x2f));
+        assert_eq!(cpu.activity, Activity::Running);
+        assert_eq!(
+            (cpu.dr, cpu.xcr0, cpu.tsc, &cpu.lapic),
+            (before.dr, before.xcr0, before.tsc, &before.lapic)
+        );
+    }
 
     #[test]
     fn registers_are_replaced_in_place_and_missing_ones_added_in_order() {

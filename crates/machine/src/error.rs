@@ -43,6 +43,23 @@ pub enum Error {
     /// A disk image cannot be opened.
     #[error(transparent)]
     Disk(#[from] disk::Error),
+    /// A serial number that the guest could not read.
+    #[error("{serial:?} cannot be the serial number of disk {}: 1 to 20 printable ASCII characters can", path.display())]
+    Serial {
+        /// The disk's image.
+        path: PathBuf,
+        /// The number.
+        serial: String,
+    },
+    /// The host would not give what a device needs.
+    #[error("cannot make the device in PCI slot {slot}; is a limit on open files (ulimit -n) in the way?")]
+    Device {
+        /// The slot.
+        slot: u8,
+        /// The host's answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// Data of a disk could not be made durable.
     #[error("the data written to disk {} may not be safe: the host could not flush it", path.display())]
     Flush {

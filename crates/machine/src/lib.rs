@@ -41,3 +41,4 @@ pub use error::Error;
 pub use machine::Machine;
 pub use spec::{BootSpec, DiskSpec, HostIo, VmSpec};
 pub use state::MachineState;
+pub use virtio::ConsoleInput;

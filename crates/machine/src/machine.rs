@@ -8,9 +8,10 @@ use chipset::{PowerEvent, PowerSink, SerialInput};
 use device::{Bus, MsiSink, Timers};
 use engine::{CpuIo, Engine, Vcpu, VmConfig};
 use mem::GuestRam;
+use virtio::ConsoleInput;
 
 use crate::chipset::{Chipset, Wiring, lock};
-use crate::devices::Devices;
+use crate::devices::{self, Devices};
 use crate::firmware::Firmware;
 use crate::io::{BoardIo, ToEngine};
 use crate::{Error, HostIo, VmSpec, entry, memory};
@@ -42,7 +43,7 @@ pub struct Machine {
 impl Machine {
     /// Builds the machine that `spec` asks for. When it returns, the kernel is in memory and vCPU 0 at
     /// its entry.
-    pub fn build(spec: &VmSpec, engine: &dyn Engine, host: HostIo) -> Result<Machine, Error> {
+    pub fn build(spec: &VmSpec, engine: &dyn Engine, mut host: HostIo) -> Result<Machine, Error> {
         if !(1..=MAX_CPUS).contains(&spec.cpus) {
             return Err(Error::Cpus { cpus: spec.cpus, most: MAX_CPUS });
         }
@@ -60,14 +61,16 @@ impl Machine {
             msi: msi.clone(),
             power,
             timers: &timers,
-            serial_out: host.serial_out,
+            serial_out: std::mem::replace(&mut host.serial_out, Box::new(std::io::sink())),
             memory: memory::sizes(&ram),
             cpus: spec.cpus,
             ioapic_id: firmware.ioapic_id(),
         })?;
         let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         chipset.attach(&ports, &mmio)?;
-        let devices = Devices::new(&ports, &mmio)?;
+        let irqs = chipset.irqs.clone();
+        let wiring = devices::Wiring { ports: &ports, mmio: &mmio, ram: &ram, msi, irqs };
+        let devices = Devices::new(&wiring, spec, &mut host)?;
         let io = BoardIo { ports, mmio, pic: chipset.pic.clone(), ioapic: chipset.ioapic.clone() };
         let serial = lock(&chipset.com1).input();
         let mut machine = Machine {
@@ -119,6 +122,16 @@ impl Machine {
         self.serial.clone()
     }
 
+    /// The keyboard of the virtio console, if there is one.
+    pub fn console(&self) -> Option<ConsoleInput> {
+        self.devices.console().cloned()
+    }
+
+    /// What each network card has sent so far.
+    pub fn network_counters(&self) -> &[net::Counters] {
+        self.devices.links()
+    }
+
     /// The guest's memory.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
@@ -136,6 +149,17 @@ impl Machine {
         // The vCPUs come last: whatever interrupts the devices' last lines were is gone with their APICs.
         vcpus.iter_mut().try_for_each(|vcpu| vcpu.reset())?;
         self.start(vcpus)
+    }
+
+    /// Stops the devices' own threads, requests under way finished: with the vCPUs stopped too, memory and
+    /// state stand still.
+    pub fn pause(&self) {
+        self.devices.pause();
+    }
+
+    /// Lets the devices go on after [`Machine::pause`].
+    pub fn resume(&self) {
+        self.devices.resume();
     }
 
     /// Makes what the guest wrote durable, and lets the serial line finish.

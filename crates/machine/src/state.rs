@@ -20,8 +20,10 @@ pub struct MachineState {
 }
 
 impl Machine {
-    /// Saves everything but memory. None of the vCPUs runs.
+    /// Saves everything but memory. None of the vCPUs runs. The devices are paused from here on, so that
+    /// memory can be saved to match; [`Machine::resume`] lets them go on.
     pub fn save(&self, vcpus: &[Box<dyn Vcpu>]) -> Result<MachineState, Error> {
+        self.pause();
         Ok(MachineState {
             memory: self.ram.size(),
             cpus: vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<_, _>>()?,
@@ -30,14 +32,17 @@ impl Machine {
         })
     }
 
-    /// Takes a state on, memory being restored already. None of the vCPUs runs.
+    /// Takes a state on, memory being restored already. None of the vCPUs runs; the devices wait for
+    /// [`Machine::resume`].
     ///
     /// After an error some parts have the new state and some have none: reset or drop the machine.
     pub fn restore(&mut self, state: MachineState, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Error> {
         let MachineState { memory, cpus, chipset, pci } = state;
         same("bytes of memory", memory, self.ram.size())?;
         same("vCPUs", cpus.len() as u64, vcpus.len() as u64)?;
+        self.pause();
         self.chipset.reset();
+        self.devices.reset()?;
         let controllers = self.chipset.restore(chipset)?;
         self.devices.restore(pci)?;
         self.chipset.restore_controllers(controllers)?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod disk;
@@ -94,6 +94,25 @@ pub enum Command {
     Man(ManArgs),
 }
 
+/// The consoles that a guest can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleKind {
+    /// The serial line: works from the first instruction on
+    Serial,
+    /// A virtio console: faster, works once its driver is loaded
+    Virtio,
+}
+
+impl ConsoleKind {
+    /// What tells a Linux kernel to use it.
+    pub fn cmdline(self) -> &'static str {
+        match self {
+            ConsoleKind::Serial => "console=ttyS0",
+            ConsoleKind::Virtio => "console=hvc0",
+        }
+    }
+}
+
 /// `ospite run`
 #[derive(Args, Debug)]
 #[command(after_help = RUN_EXAMPLES.to_owned() + "\n" + &exit::help())]
@@ -104,7 +123,7 @@ pub struct RunArgs {
     pub engine: String,
 
     /// Number of virtual CPUs
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=254))]
     pub cpus: u32,
 
     /// Memory: 256M, 6G (K, M, G, T are powers of 1024; a plain number is MiB)
@@ -125,15 +144,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
 
-    /// The kernel's command line
-    #[arg(
-        long,
-        value_name = "TEXT",
-        requires = "kernel",
-        default_value = "console=ttyS0",
-        allow_hyphen_values = true
-    )]
-    pub append: String,
+    /// The kernel's command line [default: console=ttyS0, or console=hvc0 with --console virtio]
+    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    pub append: Option<String>,
+
+    /// Which of the guest's consoles has the keyboard: the serial line ttyS0, or hvc0, a virtio console
+    /// that is there only if asked for. What the guest prints on either appears here
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = ConsoleKind::Serial)]
+    pub console: ConsoleKind,
 
     /// A reset by the guest, or a triple fault, ends the VM instead of restarting it
     #[arg(long)]
@@ -208,13 +226,13 @@ mod tests {
                 .unwrap();
         assert_eq!((args.cpus, args.memory.bytes(), args.disks.len()), (4, 6 << 30, 2));
         assert!(args.no_reboot && args.disks[1].read_only);
-        assert_eq!(args.append, "quiet");
+        assert_eq!(args.append.as_deref(), Some("quiet"));
     }
 
     #[test]
     fn what_makes_no_sense_is_a_usage_error() {
         for bad in
-            ["-c 0", "-c 256", "-m 12x", "-d a.img,wat", "--engine warp", "--initrd i", "--output yaml"]
+            ["-c 0", "-c 255", "-m 12x", "-d a.img,wat", "--engine warp", "--initrd i", "--output yaml"]
         {
             assert_eq!(run(bad).unwrap_err().exit_code(), 2, "{bad}");
         }

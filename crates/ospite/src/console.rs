@@ -1,23 +1,24 @@
-//! The guest's serial line on the host's standard input and output.
+//! The guest's console on the host's standard input and output.
 //!
 //! On a terminal: raw mode, every key goes to the guest, an escape key opens a menu. Otherwise:
 //! bytes in, bytes out.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::sync::mpsc::{self, Sender};
 use std::thread;
 
-use machine::SerialInput;
 use vmm::{Control, Request, State};
 
 use crate::cli::EscapeKey;
 use crate::logger::say;
 
+mod keyboard;
 mod keys;
 pub mod output;
 pub mod terminal;
 
+pub use keyboard::Keyboard;
+use keyboard::Line;
 use keys::{Action, Keys, Pressed};
 use output::Output;
 use terminal::RawMode;
@@ -30,11 +31,11 @@ pub struct Console {
 }
 
 impl Console {
-    /// Connects standard input to the guest's serial line and lets its output flow.
+    /// Connects standard input to the guest's `keyboard` and lets its output flow.
     pub fn attach(
         name: &str,
         escape: EscapeKey,
-        serial: SerialInput,
+        keyboard: Keyboard,
         control: Control,
         output: &Output,
     ) -> Console {
@@ -44,10 +45,10 @@ impl Console {
         if !interactive || raw.is_some() {
             let keys = Keys::new(escape.0.filter(|_| raw.is_some()));
             let output = output.clone();
-            let line = if raw.is_some() { Line::keys(serial) } else { Ok(Line::Pipe(serial)) };
+            let line = if raw.is_some() { Line::keys(keyboard) } else { Ok(Line::Pipe(keyboard)) };
             let started = line.and_then(|line| Input { keys, escape, line, control, output }.start());
             if let Err(error) = started {
-                say(&format!("warning: the guest's serial line has no keyboard: {error}"));
+                say(&format!("warning: the guest has no keyboard: {error}"));
             }
         }
         output.flow();
@@ -57,7 +58,7 @@ impl Console {
 
 fn enter(name: &str, escape: EscapeKey) -> Option<RawMode> {
     if !terminal::in_foreground() {
-        say("in the background: the guest's serial line has no keyboard");
+        say("in the background: the guest has no keyboard");
         return None;
     }
     match escape.0 {
@@ -79,29 +80,6 @@ struct Input {
     line: Line,
     control: Control,
     output: Output,
-}
-
-/// The way to the guest's serial line. A guest that does not read makes `SerialInput::send` wait;
-/// the menu must work all the same, so that keys take a thread of their own. A pipe just waits.
-enum Line {
-    Keys(Sender<Vec<u8>>),
-    Pipe(SerialInput),
-}
-
-impl Line {
-    fn keys(serial: SerialInput) -> io::Result<Line> {
-        let (keys, typed) = mpsc::channel::<Vec<u8>>();
-        let body = move || typed.iter().for_each(|bytes| serial.send(&bytes));
-        thread::Builder::new().name("typist".into()).spawn(body)?;
-        Ok(Line::Keys(keys))
-    }
-
-    fn send(&self, bytes: Vec<u8>) {
-        match self {
-            Line::Keys(keys) => drop(keys.send(bytes)), // its thread ends with us only
-            Line::Pipe(serial) => serial.send(&bytes),
-        }
-    }
 }
 
 impl Input {

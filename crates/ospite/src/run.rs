@@ -9,9 +9,9 @@ use machine::{BootSpec, HostIo, VmSpec};
 use serde::Serialize;
 use vmm::{End, Options, Vm, engines};
 
-use crate::cli::{RunArgs, Size};
-use crate::console::Console;
+use crate::cli::{ConsoleKind, RunArgs, Size};
 use crate::console::output::Output;
+use crate::console::{Console, Keyboard};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
@@ -31,9 +31,13 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
         cpus: args.cpus,
         memory: args.memory.bytes(),
         disks: args.disks.iter().map(Into::into).collect(),
-        boot: BootSpec { kernel, initrd: args.initrd.clone(), cmdline: args.append.clone() },
+        boot: BootSpec { kernel, initrd: args.initrd.clone(), cmdline: cmdline(args) },
         nets: 1,
     })
+}
+
+fn cmdline(args: &RunArgs) -> String {
+    args.append.clone().unwrap_or_else(|| args.console.cmdline().into())
 }
 
 /// Disks alone will do once there is firmware.
@@ -62,12 +66,12 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let host = |error: io::Error| Failure::from_error(Code::Internal, &error);
     let signals = signals::catch().map_err(host)?;
     let output = Output::start(io::stdout()).map_err(host)?;
-    let io = HostIo { serial_out: Box::new(output.guest_end()), console_out: None };
+    let io = host_io(args, &output);
     let options = Options { no_reboot: args.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
-    let console = Console::attach(&args.name, args.escape, vm.serial(), vm.control(), &output);
+    let console = Console::attach(&args.name, args.escape, keyboard(args, &vm), vm.control(), &output);
     let end = vm.wait();
     output.drain();
     drop(console);
@@ -75,6 +79,22 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
         killer.die_of_it();
     }
     Ok(tell(&end))
+}
+
+/// All consoles print on standard output.
+fn host_io(args: &RunArgs, output: &Output) -> HostIo {
+    let console_out: Option<Box<dyn io::Write + Send>> = match args.console {
+        ConsoleKind::Serial => None,
+        ConsoleKind::Virtio => Some(Box::new(output.guest_end())),
+    };
+    HostIo { serial_out: Box::new(output.guest_end()), console_out }
+}
+
+fn keyboard(args: &RunArgs, vm: &Vm) -> Keyboard {
+    match vm.console() {
+        Some(console) if args.console == ConsoleKind::Virtio => Keyboard::Virtio(console),
+        _ => Keyboard::Serial(vm.serial()),
+    }
 }
 
 /// Says how it ended, where that is not what everybody expects.
@@ -109,7 +129,8 @@ struct Plan<'a> {
 }
 
 fn dry_run(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Failure> {
-    let machine = vmm::describe(spec, engine).map_err(|error| build_failure(&error))?;
+    let machine = vmm::describe(spec, engine, host_io(args, &Output::default()))
+        .map_err(|error| build_failure(&error))?;
     let plan = Plan { engine: engine.name(), asked: spec, machine };
     args.output.print(&plan, text)?;
     Ok(Code::Success)

@@ -152,6 +152,8 @@ pub struct VirtQueue {
     queue: Queue,
     /// How many chains may still be taken in this round.
     left: u16,
+    /// Whether a chain was given back in this round.
+    pushed: bool,
 }
 
 impl VirtQueue {
@@ -161,7 +163,7 @@ impl VirtQueue {
         if !queue.is_valid(&**ram) {
             return Err(Broken::Place);
         }
-        Ok(VirtQueue { queue, left: 0 })
+        Ok(VirtQueue { queue, left: 0, pushed: false })
     }
 
     /// Positions in the available and used rings.
@@ -173,6 +175,7 @@ impl VirtQueue {
     /// without end must still get its interrupts.
     pub(crate) fn begin(&mut self, ram: &GuestRam) -> Result<(), Broken> {
         self.left = self.queue.size();
+        self.pushed = false;
         self.queue.disable_notification(&**ram).map_err(Broken::Rings)
     }
 
@@ -181,8 +184,11 @@ impl VirtQueue {
         self.queue.enable_notification(&**ram).map_err(Broken::Rings)
     }
 
-    /// Whether the driver wants an interrupt for what was pushed since the last call.
+    /// Whether the driver wants an interrupt for what was given back in this round.
     pub(crate) fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, Broken> {
+        if !self.pushed {
+            return Ok(false);
+        }
         let wants = self.queue.needs_notification(&**ram).map_err(Broken::Rings)?;
         if self.queue.event_idx_enabled() {
             return Ok(wants);
@@ -214,6 +220,7 @@ impl VirtQueue {
     /// Gives a chain back with `written` bytes in it.
     pub fn push(&mut self, ram: &GuestRam, head: u16, written: usize) -> Result<(), Broken> {
         let written = u32::try_from(written).unwrap_or(u32::MAX);
+        self.pushed = true;
         self.queue.add_used(&**ram, head, written).map_err(Broken::Rings)
     }
 }

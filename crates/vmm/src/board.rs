@@ -19,6 +19,10 @@ pub trait Board: Send + 'static {
     fn io(&self) -> Arc<dyn CpuIo>;
     /// The ACPI power button.
     fn press_power_button(&mut self);
+    /// Lets the devices finish what is under way and do nothing more.
+    fn pause(&mut self);
+    /// Lets them go on.
+    fn resume(&mut self);
     /// Everything back to its state at power-on, the kernel loaded again.
     fn reset(&mut self, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Cause>;
     /// Makes what the guest wrote durable.
@@ -40,6 +44,14 @@ impl Board for Machine {
 
     fn press_power_button(&mut self) {
         Machine::press_power_button(self);
+    }
+
+    fn pause(&mut self) {
+        Machine::pause(self);
+    }
+
+    fn resume(&mut self) {
+        Machine::resume(self);
     }
 
     fn reset(&mut self, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Cause> {

@@ -164,13 +164,20 @@ impl<B: Board> Supervisor<B> {
     }
 
     fn resume(&mut self) {
+        if self.state == State::Paused {
+            self.board.resume();
+        }
         self.state = State::Running;
         self.slots.iter_mut().for_each(Slot::resume);
     }
 
     fn pause(&mut self) -> Option<End> {
         self.state = State::Paused;
-        if self.park_all(PARK_TO_GO_ON) { None } else { self.fail(self.stuck()) }
+        if !self.park_all(PARK_TO_GO_ON) {
+            return self.fail(self.stuck());
+        }
+        self.board.pause();
+        None
     }
 
     fn reset(&mut self) -> Option<End> {
@@ -228,6 +235,7 @@ impl<B: Board> Supervisor<B> {
         if !self.park_all(PARK_AT_END) {
             log::warn!("{}", self.stuck());
         }
+        self.board.pause(); // a request torn in half would tear an image's own tables
         match self.board.flush() {
             Ok(()) => end,
             Err(cause) => End::Failed(format!("cannot write the guest's disks: {}", chain(&*cause))),

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::Engine;
-use machine::{Description, HostIo, Machine, SerialInput, VmSpec};
+use machine::{ConsoleInput, Description, HostIo, Machine, SerialInput, VmSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
@@ -121,6 +121,7 @@ pub struct Vm {
     control: Control,
     ending: Arc<Ending>,
     serial: SerialInput,
+    console: Option<ConsoleInput>,
 }
 
 /// The means to ask things of a VM from any thread.
@@ -140,14 +141,19 @@ impl Vm {
     /// Builds the machine and lets it run.
     pub fn start(spec: &VmSpec, engine: &dyn Engine, io: HostIo, options: Options) -> Result<Vm, Error> {
         let machine = Machine::build(spec, engine, io).map_err(Error::Build)?;
-        let serial = machine.serial();
+        let (serial, console) = (machine.serial(), machine.console());
         let (control, ending) = launch(machine, options)?;
-        Ok(Vm { control, ending, serial })
+        Ok(Vm { control, ending, serial, console })
     }
 
     /// The keyboard end of the guest's serial line.
     pub fn serial(&self) -> SerialInput {
         self.serial.clone()
+    }
+
+    /// The keyboard end of the guest's virtio console, if it has one.
+    pub fn console(&self) -> Option<ConsoleInput> {
+        self.console.clone()
     }
 
     /// The means to ask things of this VM from another thread.
@@ -212,8 +218,7 @@ fn forward_events(events: Receiver<machine::PowerEvent>, inbox: Sender<Message>)
 }
 
 /// What the machine would be made of. Opens its files and starts nothing.
-pub fn describe(spec: &VmSpec, engine: &dyn Engine) -> Result<Description, Error> {
-    let io = HostIo { serial_out: Box::new(std::io::sink()), console_out: None };
+pub fn describe(spec: &VmSpec, engine: &dyn Engine, io: HostIo) -> Result<Description, Error> {
     let machine = Machine::build(spec, engine, io).map_err(Error::Build)?;
     Ok(machine.describe())
 }

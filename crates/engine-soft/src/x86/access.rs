@@ -6,10 +6,11 @@
 
 #![allow(unsafe_code)] // dereferences the host addresses that the TLB and GuestRam hand out
 
+use engine::x86::Segment;
 use engine::x86::bits::access;
 use mem::PAGE_SIZE;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, Mode};
 use super::exception::{Exception, Exec};
 use super::int::Int;
 use super::op::{Op, flag, seg};
@@ -30,11 +31,7 @@ impl Cpu {
     #[inline(always)]
     pub fn linear(&self, segment: u8, offset: u64, size: u64, write: bool) -> Exec<u64> {
         if self.mode.long64 {
-            let linear = if segment >= seg::FS {
-                offset.wrapping_add(self.segs[(segment & 7).min(5) as usize].base)
-            } else {
-                offset
-            };
+            let linear = self.flat(segment, offset);
             if canonical(linear) && canonical(linear.wrapping_add(size - 1)) {
                 return Ok(linear);
             }
@@ -43,37 +40,40 @@ impl Cpu {
         self.linear_legacy(segment, offset, size, write)
     }
 
-    /// Segmentation outside of 64-bit code (SDM 3A, 5.3 and 5.4; limits, type, expand-down).
+    /// Linear address in 64-bit code, canonical or not.
+    #[inline(always)]
+    fn flat(&self, segment: u8, offset: u64) -> u64 {
+        if segment >= seg::FS {
+            offset.wrapping_add(self.segs[(segment & 7).min(5) as usize].base)
+        } else {
+            offset
+        }
+    }
+
+    /// Segmentation outside of 64-bit code.
     fn linear_legacy(&self, segment: u8, offset: u64, size: u64, write: bool) -> Exec<u64> {
         let s = &self.segs[(segment & 7).min(5) as usize];
-        let last = offset.wrapping_add(size - 1);
-        let fault = segment_fault(segment);
-        if self.mode.protected && !self.mode.v86 {
-            if s.unusable {
-                return Err(fault);
-            }
-            let code = s.access & access::CODE != 0;
-            let read_write = s.access & access::READ_WRITE != 0;
-            if (write && (code || !read_write)) || (!write && code && !read_write) {
-                return Err(fault);
-            }
-            if !code && s.access & access::CONFORM_DOWN != 0 {
-                let top = if s.access & access::DB != 0 { 0xffff_ffff } else { 0xffff };
-                if offset <= s.limit.into() || last > top || last < offset {
-                    return Err(fault);
-                }
-                return Ok(s.base.wrapping_add(offset) & 0xffff_ffff);
-            }
-        }
-        if last > s.limit.into() || last < offset {
-            return Err(fault);
-        }
-        Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
+        segment_linear(&self.mode, s, offset, size, write).ok_or_else(|| segment_fault(segment))
     }
 
     /// Loads from `segment:offset`.
     #[inline(always)]
     pub fn load<T: Int>(&mut self, segment: u8, offset: u64) -> Exec<T> {
+        if self.mode.long64 {
+            let linear = self.flat(segment, offset);
+            // What hits the TLB is canonical.
+            if linear & (T::BYTES - 1) == 0
+                && let Some(host) = self.tlb.read(self.view(), linear)
+            {
+                // SAFETY: as in `load_linear`.
+                return Ok(unsafe { T::load(host) });
+            }
+        }
+        self.load_checked(segment, offset)
+    }
+
+    #[inline(never)]
+    fn load_checked<T: Int>(&mut self, segment: u8, offset: u64) -> Exec<T> {
         let linear = self.linear(segment, offset, T::BYTES, false)?;
         self.load_linear(self.view(), linear)
     }
@@ -81,6 +81,22 @@ impl Cpu {
     /// Stores to `segment:offset`.
     #[inline(always)]
     pub fn store<T: Int>(&mut self, segment: u8, offset: u64, value: T) -> Exec {
+        if self.mode.long64 {
+            let linear = self.flat(segment, offset);
+            // What hits the TLB is canonical.
+            if linear & (T::BYTES - 1) == 0
+                && let Some(host) = self.tlb.write(self.view(), linear)
+            {
+                // SAFETY: as in `store_linear`.
+                unsafe { T::store(host, value) };
+                return Ok(());
+            }
+        }
+        self.store_checked(segment, offset, value)
+    }
+
+    #[inline(never)]
+    fn store_checked<T: Int>(&mut self, segment: u8, offset: u64, value: T) -> Exec {
         let linear = self.linear(segment, offset, T::BYTES, true)?;
         self.store_linear(self.view(), linear, value)
     }
@@ -131,10 +147,18 @@ impl Cpu {
         Ok(())
     }
 
+    /// Data breakpoints: while any is enabled the TLB holds no data pages, so that all accesses come by.
+    fn watch<T: Int>(&mut self, linear: u64, write: bool) {
+        if self.watches_data() {
+            self.watch_data(linear, T::BYTES, write);
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn load_slow<T: Int>(&mut self, view: View, linear: u64) -> Exec<T> {
         self.check_alignment::<T>(view, linear)?;
+        self.watch::<T>(linear, false);
         if (linear & OFFSET) + T::BYTES > PAGE_SIZE {
             let mut bytes = [0; 8];
             self.read_linear(view, linear, &mut bytes[..T::BYTES as usize])?;
@@ -158,6 +182,7 @@ impl Cpu {
     #[inline(never)]
     fn store_slow<T: Int>(&mut self, view: View, linear: u64, value: T) -> Exec {
         self.check_alignment::<T>(view, linear)?;
+        self.watch::<T>(linear, true);
         let bytes = value.zx().to_le_bytes();
         if (linear & OFFSET) + T::BYTES > PAGE_SIZE {
             return self.write_linear(view, linear, &bytes[..T::BYTES as usize]);
@@ -198,16 +223,11 @@ impl Cpu {
         if writable {
             page.state.mark_dirty();
         }
-        self.tlb.fill(
-            view,
-            Fill {
-                linear,
-                host: page.host.expose_provenance() as u64,
-                global: walked.global,
-                large: walked.large,
-                writable,
-            },
-        );
+        let host = page.host.expose_provenance() as u64;
+        if !self.watches_data() {
+            let (global, large) = (walked.global, walked.large);
+            self.tlb.fill(view, Fill { linear, host, global, large, writable });
+        }
         // SAFETY: an offset within the page.
         Some(unsafe { page.host.add((walked.gpa & OFFSET) as usize) })
     }
@@ -237,6 +257,9 @@ impl Cpu {
     /// Reads bytes (at most a page) at a linear address; they may cross into the next page. Nothing is
     /// read from MMIO before both pages are known to be readable.
     pub fn read_linear(&mut self, view: View, linear: u64, data: &mut [u8]) -> Exec {
+        if self.watches_data() {
+            self.watch_data(linear, data.len() as u64, false);
+        }
         for (address, range) in self.split(linear, data.len()) {
             let part = &mut data[range];
             let gpa = self.translate(view, address, Intent::Read)?.gpa;
@@ -247,6 +270,9 @@ impl Cpu {
 
     /// Writes bytes (at most a page) at a linear address, all or nothing.
     pub fn write_linear(&mut self, view: View, linear: u64, data: &[u8]) -> Exec {
+        if self.watches_data() {
+            self.watch_data(linear, data.len() as u64, true);
+        }
         let mut targets = [0; 2];
         let parts = self.split(linear, data.len());
         for (target, (address, _)) in targets.iter_mut().zip(parts.clone()) {
@@ -266,7 +292,7 @@ impl Cpu {
     ) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> + Clone + use<> {
         let first = len.min((PAGE_SIZE - (linear & OFFSET)) as usize);
         let mut second = linear.wrapping_add(first as u64);
-        if !self.mode.long64 {
+        if !self.mode.long64 && linear >> 32 == 0 {
             second &= 0xffff_ffff;
         }
         [(linear, 0..first), (second, first..len)].into_iter().filter(|(_, r)| !r.is_empty())
@@ -345,7 +371,12 @@ impl Cpu {
         }
         let view = self.view();
         self.check_alignment::<T>(view, linear)?;
+        self.watch::<T>(linear, true);
         if (linear & OFFSET) + T::BYTES <= PAGE_SIZE {
+            if let Some(host) = self.tlb.write(view, linear) {
+                // SAFETY: a hit for writing, and the access stays in the page.
+                return Ok(unsafe { self.exchange(host, locked, change) });
+            }
             let walked = self.translate(view, linear, Intent::Write)?;
             if let Some(host) = self.fill_data(view, linear, &walked, true) {
                 // SAFETY: the walk ended in RAM, writable, within the page.
@@ -421,6 +452,30 @@ impl Cpu {
         }
         Ok(host)
     }
+}
+
+/// Linear address of `size` bytes at `offset` in `s` outside of 64-bit code, if the segment allows the
+/// access (SDM 3A, 5.3 and 5.4: limits, type, expand-down).
+pub(super) fn segment_linear(mode: &Mode, s: &Segment, offset: u64, size: u64, write: bool) -> Option<u64> {
+    let last = offset.wrapping_add(size - 1);
+    if mode.protected && !mode.v86 {
+        if s.unusable {
+            return None;
+        }
+        let code = s.access & access::CODE != 0;
+        let read_write = s.access & access::READ_WRITE != 0;
+        let forbidden = if write { code || !read_write } else { code && !read_write };
+        if forbidden {
+            return None;
+        }
+        if !code && s.access & access::CONFORM_DOWN != 0 {
+            let top = if s.access & access::DB != 0 { 0xffff_ffff } else { 0xffff };
+            let outside = offset <= s.limit.into() || last > top || last < offset;
+            return (!outside).then_some(s.base.wrapping_add(offset) & 0xffff_ffff);
+        }
+    }
+    let outside = last > s.limit.into() || last < offset;
+    (!outside).then_some(s.base.wrapping_add(offset) & 0xffff_ffff)
 }
 
 fn segment_fault(segment: u8) -> Exception {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::CpuIo;
 use engine::x86::bits::{access, cr0, cr4, efer, rflags};
-use engine::x86::{Activity, DescriptorTable, Segment};
+use engine::x86::{Activity, DescriptorTable, PendingEvent, Segment};
 
 use super::fpu::Fpu;
 use super::lapic::Lapic;
@@ -68,10 +68,12 @@ pub struct Cpu {
     /// The dispatcher leaves the current block after this instruction: something it relies on changed
     /// (a written code page, an interrupt that is due).
     pub leave_block: bool,
-    /// An exception is being delivered: a second one makes a double fault, a third the shutdown.
-    pub delivering: Option<super::exception::Exception>,
+    /// Debug traps wait for one instruction more, too (`MOV SS`). Set together with `interrupt_shadow`.
+    pub debug_shadow: bool,
     /// Debug-exception conditions met by the current instruction (DR6 bits), reported behind it.
     pub debug_trap: u64,
+    /// An event that a restored state was caught in the delivery of.
+    pub pending: Option<PendingEvent>,
     /// What all vCPUs share.
     pub vm: Arc<Shared>,
     /// Number of this vCPU.
@@ -174,8 +176,9 @@ impl Cpu {
             nmi_blocked: false,
             interrupt_shadow: false,
             leave_block: false,
-            delivering: None,
+            debug_shadow: false,
             debug_trap: 0,
+            pending: None,
             vm,
             id,
             io: IoSlot(None),
@@ -211,8 +214,9 @@ impl Cpu {
         self.nmi_blocked = false;
         self.interrupt_shadow = false;
         self.leave_block = true;
-        self.delivering = None;
+        self.debug_shadow = false;
         self.debug_trap = 0;
+        self.pending = None;
         if power_on {
             self.fpu = Fpu::default();
             self.msrs = Msrs::default();
@@ -230,7 +234,6 @@ impl Cpu {
         let long = self.efer & efer::LMA != 0;
         let long64 = long && cs & access::L != 0;
         let wide = |access: u16| if access & access::DB != 0 { 32 } else { 16 };
-        let user_off_limits = self.cr4 & cr4::SMAP != 0 && self.rflags & rflags::AC == 0;
         self.mode = Mode {
             long64,
             long,
@@ -240,13 +243,20 @@ impl Cpu {
             code_bits: if long64 { 64 } else { wide(cs) },
             stack_bits: if long64 { 64 } else { wide(ss) },
             align_check: self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.rflags & rflags::AC != 0,
-            view: Some(match self.cpl {
-                3 => View::User,
-                _ if user_off_limits => View::Kernel,
-                _ => View::KernelUser,
-            }),
+            view: None,
         };
+        self.update_view();
         self.leave_block = true;
+    }
+
+    /// The part of [`Cpu::update_mode`] that `STAC` and `CLAC` change.
+    pub fn update_view(&mut self) {
+        let user_off_limits = self.cr4 & cr4::SMAP != 0 && self.rflags & rflags::AC == 0;
+        self.mode.view = Some(match self.cpl {
+            3 => View::User,
+            _ if user_off_limits => View::Kernel,
+            _ => View::KernelUser,
+        });
     }
 
     /// How data accesses of the running code see memory.

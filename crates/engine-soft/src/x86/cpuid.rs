@@ -86,6 +86,28 @@ pub struct Cpuid {
     signature: u32,
     physical_bits: u32,
     intel: bool,
+    cr4_mask: u64,
+}
+
+/// The CR4 bits that come with what leaf 1 (ECX, EDX) and leaf 7 (EBX, ECX) offer. PCE is always there.
+fn cr4_mask(ecx_1: u32, edx_1: u32, ebx_7: u32, ecx_7: u32) -> u64 {
+    let offers = [
+        (edx_1, 4, cr4::TSD),
+        (edx_1, 2, cr4::DE),
+        (edx_1, 3, cr4::PSE),
+        (edx_1, 6, cr4::PAE),
+        (edx_1, 7, cr4::MCE),
+        (edx_1, 13, cr4::PGE),
+        (edx_1, 24, cr4::OSFXSR),
+        (edx_1, 25, cr4::OSXMMEXCPT),
+        (ecx_7, 2, cr4::UMIP),
+        (ebx_7, 0, cr4::FSGSBASE),
+        (ecx_1, 17, cr4::PCIDE),
+        (ecx_1, 26, cr4::OSXSAVE),
+        (ebx_7, 7, cr4::SMEP),
+        (ebx_7, 20, cr4::SMAP),
+    ];
+    offers.iter().filter(|(leaf, bit, _)| leaf >> bit & 1 != 0).fold(cr4::PCE, |mask, (.., bit)| mask | bit)
 }
 
 fn host(leaf: u32, subleaf: u32) -> Leaf {
@@ -98,7 +120,11 @@ impl Cpuid {
     pub fn new(cpus: u32) -> Cpuid {
         let physical_bits =
             if host(0x8000_0000, 0)[0] >= 0x8000_0008 { host(0x8000_0008, 0)[0] & 0xff } else { 36 };
+        let (h1, h7) = (host(1, 0), host(7, 0));
+        let seven = if host(0, 0)[0] >= 7 { h7 } else { [0; 4] };
+        let (ebx_7, ecx_7) = (seven[1] & EBX_7 | EBX_7_OWN, seven[2] & ECX_7 | ECX_7_OWN);
         Cpuid {
+            cr4_mask: cr4_mask(h1[2] & ECX_1, h1[3] & EDX_1, ebx_7, ecx_7),
             cpus,
             signature: host(1, 0)[0],
             physical_bits: physical_bits.clamp(36, 48),
@@ -115,6 +141,16 @@ impl Cpuid {
     #[inline(always)]
     pub fn physical_bits(&self) -> u32 {
         self.physical_bits
+    }
+
+    /// Whether the CPUs say that they are Intel's; else they follow AMD's manuals where the two differ.
+    pub fn is_intel(&self) -> bool {
+        self.intel
+    }
+
+    /// The bits that may be set in CR4.
+    pub fn cr4_mask(&self) -> u64 {
+        self.cr4_mask
     }
 
     /// Whether IA32_SPEC_CTRL exists.

@@ -58,6 +58,8 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if bytes.len() < MAX_LEN => return Ok(None),
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
+        // The library stops at the longest length by itself.
+        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0),
         _ => return Err(Exception::new(vector::UD)),
     }
     let lower = Lower { ins: &ins, bytes, bits: mode.code_bits, stack_bits: mode.stack_bits };
@@ -137,6 +139,8 @@ pub fn number(register: Register) -> u8 {
         Register::CH => HIGH | 1,
         Register::DH => HIGH | 2,
         Register::BH => HIGH | 3,
+        // SPL to R15L are counted behind AH to BH by the library.
+        other if other.is_gpr() => other.full_register().number() as u8,
         other => other.number() as u8,
     }
 }
@@ -201,6 +205,17 @@ mod tests {
         // mov eax, [rip + 0x10]: 6 bytes
         let op = decode(&[0x8b, 0x05, 0x10, 0, 0, 0], &mode(64)).unwrap().unwrap();
         assert_eq!((op.mem.base, op.mem.disp, op.len), (RIP, 0x16, 6));
+    }
+
+    #[test]
+    fn byte_registers_have_the_numbers_of_the_whole_ones() {
+        // mov r9b, r14b; mov spl, ah is not encodable, so: mov spl, dil; mov ah, bl
+        for (code, dst, src) in
+            [(&[0x45u8, 0x88, 0xf1][..], 9, 14), (&[0x40, 0x88, 0xfc], 4, 7), (&[0x88, 0xdc], HIGH, 3)]
+        {
+            let op = decode(code, &mode(64)).unwrap().unwrap();
+            assert_eq!((op.dst, op.src), (dst, src), "{code:x?}");
+        }
     }
 
     #[test]

@@ -236,7 +236,12 @@ impl Message {
                 }
             }
             Some(DeliveryMode::Nmi) => vcpu.notify(attention::NMI),
-            Some(DeliveryMode::Init) if self.assert || !self.level => vcpu.notify(attention::INIT),
+            Some(DeliveryMode::Init) if self.assert || !self.level => {
+                // A start-up IPI from before is void; one that comes behind, even before the vCPU
+                // has noticed the INIT, counts.
+                vcpu.take(attention::SIPI);
+                vcpu.notify(attention::INIT);
+            }
             Some(DeliveryMode::StartUp) => {
                 vcpu.sipi_vector.store(self.vector.into(), Ordering::Release);
                 vcpu.notify(attention::SIPI);
@@ -691,7 +696,7 @@ impl Cpu {
     }
 
     /// `RDMSR` of 0x800-0x8ff (11.12.1).
-    pub fn read_x2apic(&mut self, msr: u32) -> Exec<u64> {
+    pub fn read_x2apic(&self, msr: u32) -> Exec<u64> {
         let number = (msr & 0xff) as usize;
         if !self.lapic.x2apic() || number >= REGISTERS {
             return Err(Exception::GP0);

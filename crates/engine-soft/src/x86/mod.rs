@@ -7,11 +7,15 @@
 
 pub mod access;
 pub mod block;
+mod control;
 pub mod cpu;
 pub mod cpuid;
+mod debug;
 pub mod decode;
+mod descriptor;
 pub mod event;
 pub mod exception;
+mod far;
 pub mod fpu;
 pub mod int;
 pub mod interp;
@@ -20,8 +24,13 @@ pub mod msr;
 pub mod op;
 pub mod pvclock;
 pub mod run;
+mod segment;
+mod stack;
 pub mod state;
 #[cfg(test)]
+mod systest;
+mod task;
+#[doc(hidden)] // for this crate's tests, those in `tests/` too
 pub mod testing;
 pub mod tlb;
 pub mod walk;

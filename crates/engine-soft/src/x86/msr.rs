@@ -14,6 +14,9 @@ const VARIABLE_MTRRS: u32 = 8;
 /// AMD's SYSCFG, HWCR and northbridge configuration: read by kernels on AMD CPUs, kept as written.
 const AMD_SYSCFG: u32 = 0xc001_0010;
 const AMD_HWCR: u32 = 0xc001_0015;
+const AMD_NB_CFG: u32 = 0xc001_001f;
+/// HWCR after power-on: TscFreqSel, the TSC counts at the P0 frequency.
+const HWCR_RESET: u64 = 1 << 24;
 const AMD_PATCH_LEVEL: u32 = IA32_BIOS_SIGN_ID;
 const AMD_VM_HSAVE_PA: u32 = 0xc001_0117;
 const AMD_DE_CFG: u32 = 0xc001_1029;
@@ -65,8 +68,8 @@ pub struct Msrs {
     pub mcg_status: u64,
     /// IA32_XSS; no supervisor state is offered.
     pub xss: u64,
-    /// AMD SYSCFG and HWCR.
-    pub amd: [u64; 2],
+    /// AMD SYSCFG, HWCR and NB_CFG. Kept, without effect.
+    pub amd: [u64; 3],
     /// Paravirtual clock: wall clock page, system time page.
     pub kvm_clock: [u64; 2],
 }
@@ -94,7 +97,7 @@ impl Default for Msrs {
             debugctl: 0,
             mcg_status: 0,
             xss: 0,
-            amd: [0; 2],
+            amd: [0, HWCR_RESET, 0],
             kvm_clock: [0; 2],
         }
     }
@@ -168,6 +171,7 @@ pub const SAVED: &[u32] = &[
     TSC_AUX,
     AMD_SYSCFG,
     AMD_HWCR,
+    AMD_NB_CFG,
 ];
 
 impl Cpu {
@@ -198,7 +202,7 @@ impl Cpu {
     }
 
     /// `RDMSR`, after the privilege check.
-    pub fn read_msr(&mut self, index: u32) -> Exec<u64> {
+    pub fn read_msr(&self, index: u32) -> Exec<u64> {
         let m = &self.msrs;
         if let Some(n) = fixed_mtrr(index) {
             return Ok(m.mtrr_fixed[n]);
@@ -237,6 +241,7 @@ impl Cpu {
             TSC_AUX => m.tsc_aux,
             AMD_SYSCFG => m.amd[0],
             AMD_HWCR => m.amd[1],
+            AMD_NB_CFG => m.amd[2],
             // LFENCE serializes: what spares the guest a slower mitigation.
             AMD_DE_CFG => 1 << 1,
             AMD_PATCH_LEVEL => self.vm.cpuid.patch_level(),
@@ -304,6 +309,7 @@ impl Cpu {
             TSC_AUX if value >> 32 == 0 => m.tsc_aux = value,
             AMD_SYSCFG => m.amd[0] = value,
             AMD_HWCR => m.amd[1] = value,
+            AMD_NB_CFG => m.amd[2] = value,
             KVM_WALL_CLOCK => {
                 m.kvm_clock[0] = value;
                 super::pvclock::write_wall_clock(self, value);

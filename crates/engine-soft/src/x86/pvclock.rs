@@ -30,7 +30,8 @@ fn uptime(cpu: &Cpu) -> u64 {
 }
 
 fn write(cpu: &mut Cpu, gpa: u64, bytes: &[u8]) {
-    if cpu.vm.ram.page(gpa).is_some() && gpa & 0xfff <= 0x1000 - bytes.len() as u64 {
+    if cpu.vm.ram.page(gpa).is_some() && !cpu.lapic.claims(gpa) && gpa & 0xfff <= 0x1000 - bytes.len() as u64
+    {
         cpu.write_physical(gpa, bytes);
     }
 }

@@ -9,6 +9,7 @@ use mem::{HostInt, PAGE_SIZE};
 
 use super::block::{Blocks, Key, MAX_OPS};
 use super::cpu::Cpu;
+use super::debug::DR6_BS;
 use super::decode::{MAX_LEN, decode};
 use super::event::{Event, Shutdown};
 use super::exception::{Exception, Exec};
@@ -25,6 +26,10 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
     let vm = cpu.vm.clone();
     let mailbox = &vm.vcpus[cpu.id as usize];
     renew_translations(cpu);
+    if cpu.deliver_pending().is_err() {
+        vm.reach_epoch(cpu.id, u64::MAX);
+        return Exit::Shutdown;
+    }
     let mut until_timer = 0;
     let exit = loop {
         if until_timer == 0 {
@@ -56,37 +61,72 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
 /// Runs one block, or a single instruction where something must be looked at behind it.
 pub(super) fn step_block(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
     let shadow = std::mem::take(&mut cpu.interrupt_shadow);
-    let single = shadow || cpu.flag(rflags::TF) || cpu.dr[7] & 0xff != 0;
-    cpu.leave_block = single;
+    cpu.leave_block = shadow;
+    if cpu.watched() {
+        let held = shadow && std::mem::take(&mut cpu.debug_shadow);
+        return step_watched(cpu, blocks, held);
+    }
+    cpu.debug_shadow = false;
+    step(cpu, blocks)?;
+    if cpu.debug_trap != 0 { cpu.pending_trap() } else { Ok(()) }
+}
+
+/// Runs one instruction with breakpoints and traps around it. `held`: behind a load of SS, where
+/// traps and breakpoints wait.
+#[cold]
+fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
+    if !held {
+        cpu.pending_trap()?;
+    }
+    // RF spares exactly one instruction from its breakpoint.
+    let resumed = cpu.flag(rflags::RF);
+    if !held && !resumed {
+        let at = fetch_address(cpu)?;
+        cpu.code_breakpoint(at)?;
+    }
+    cpu.rflags &= !rflags::RF;
+    cpu.leave_block = true;
+    if cpu.flag(rflags::TF) {
+        cpu.debug_trap |= DR6_BS;
+    }
+    if let Err(exception) = step(cpu, blocks) {
+        cpu.debug_trap = 0;
+        return Err(exception);
+    }
+    if cpu.debug_shadow { Ok(()) } else { cpu.pending_trap() }
+}
+
+/// Runs the block at RIP, or as much of it as `leave_block` allows.
+#[inline(always)]
+fn step(cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
     let at = fetch_address(cpu)?;
-    cpu.code_breakpoint(at)?;
     let gpa = code_page(cpu, at)? | at & (PAGE_SIZE - 1);
     let key = Key::new(gpa, &cpu.mode);
     let version = cpu.vm.ram.page(gpa).map_or(0, |page| page.state.version());
     if let Some(block) = blocks.find(key, version)
         && within_limit(cpu, block.len)
     {
-        run_ops(cpu, &block.ops)?;
-    } else {
-        run_new(cpu, blocks, at, key)?;
+        return run_ops(cpu, &block.ops);
     }
-    if single && (cpu.flag(rflags::TF) || cpu.debug_trap != 0) {
-        return cpu.trap_after(shadow);
-    }
-    Ok(())
+    run_new(cpu, blocks, at, key)
 }
 
 /// The instructions of a block, one after another.
 #[inline(always)]
 fn run_ops(cpu: &mut Cpu, ops: &[Op]) -> Exec {
+    // RIP is only written on the way, never read back: what changes it ends the block or leaves it.
+    let mut rip = cpu.regs[RIP as usize];
     for op in ops {
-        cpu.next_rip = cpu.regs[RIP as usize].wrapping_add(op.len.into());
+        cpu.regs[RIP as usize] = rip;
+        rip = rip.wrapping_add(op.len.into());
+        cpu.next_rip = rip;
         (op.run)(cpu, op)?;
-        cpu.regs[RIP as usize] = cpu.next_rip;
         if cpu.leave_block {
             break;
         }
+        debug_assert!(cpu.next_rip == rip || op.has(flag::ENDS_BLOCK), "a jump from within a block");
     }
+    cpu.regs[RIP as usize] = cpu.next_rip;
     if cpu.mode.code_bits != 64 {
         cpu.regs[RIP as usize] &= 0xffff_ffff;
     }
@@ -213,7 +253,6 @@ fn attend(cpu: &mut Cpu) -> Attend {
         renew_translations(cpu);
     }
     if mailbox.take(attention::INIT) != 0 {
-        mailbox.take(attention::SIPI);
         cpu.init(false);
     }
     if mailbox.take(attention::SIPI) != 0 && cpu.activity == Activity::WaitForSipi {
@@ -303,15 +342,5 @@ impl Cpu {
         self.regs[RIP as usize] = 0;
         self.activity = Activity::Running;
         self.update_mode();
-    }
-
-    /// Raises `#DB` before the instruction at `linear` if a breakpoint is set on its execution.
-    fn code_breakpoint(&mut self, _linear: u64) -> Exec {
-        Ok(())
-    }
-
-    /// Behind an instruction that ran alone: reports single-step and data breakpoints.
-    fn trap_after(&mut self, _shadow: bool) -> Exec {
-        Ok(())
     }
 }

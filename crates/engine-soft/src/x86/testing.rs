@@ -95,9 +95,35 @@ impl Guest {
         (0..count).try_for_each(|_| self.step())
     }
 
+    /// Drops decoded code: what was poked over it is run next.
+    pub fn forget_code(&mut self) {
+        self.blocks.clear();
+    }
+
+    /// Runs whole blocks until RIP is `end`.
+    ///
+    /// # Panics
+    /// On an exception.
+    pub fn run_to(&mut self, end: u64) {
+        let blocks = &mut self.blocks;
+        self.cpu.with_io(&NoIo, |cpu| {
+            while cpu.rip() != end {
+                step_block(cpu, blocks).expect("no exception");
+            }
+        });
+    }
+
     /// Writes to guest memory.
     pub fn poke(&self, gpa: u64, bytes: &[u8]) {
         self.cpu.vm.ram.write_slice(bytes, GuestAddress(gpa)).unwrap();
+    }
+
+    /// Writes code that may have been executed before.
+    pub fn poke_code(&self, gpa: u64, bytes: &[u8]) {
+        self.poke(gpa, bytes);
+        if let Some(page) = self.cpu.vm.ram.page(gpa) {
+            page.state.note_write();
+        }
     }
 
     /// Reads from guest memory.

@@ -1,5 +1,6 @@
 //! The board, driven through a vCPU's accesses.
 
+mod disk_driver;
 mod fake;
 
 use std::io::{self, Write};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use engine::{CpuIo, CpuState, Vcpu};
 use fake::FakeEngine;
-use machine::{BootSpec, Error, HostIo, Machine, MachineState, PowerEvent, VmSpec};
+use machine::{BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, PowerEvent, VmSpec};
 use mem::{Bytes, GuestAddress};
 
 /// Where the test kernel asks to be loaded.
@@ -42,29 +43,32 @@ struct Bench {
     vcpus: Vec<Box<dyn Vcpu>>,
     engine: FakeEngine,
     screen: Screen,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn spec(dir: &tempfile::TempDir) -> VmSpec {
     let kernel = dir.path().join("kernel");
     std::fs::write(&kernel, multiboot_kernel()).unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(3 << 20).unwrap();
+    let disk = DiskSpec { path, format: Some(disk::Format::Raw), read_only: false, serial: None };
     VmSpec {
         name: "test".into(),
         cpus: 2,
         memory: 64 << 20,
-        disks: Vec::new(),
+        disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
-        nets: 0,
+        nets: 1,
     }
 }
 
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let (engine, screen) = (FakeEngine::default(), Screen::default());
-    let host = HostIo { serial_out: Box::new(screen.clone()), console_out: None };
+    let host = HostIo { serial_out: Box::new(screen.clone()), console_out: Some(Box::new(io::sink())) };
     let mut machine = Machine::build(&spec(&dir), &engine, host).unwrap();
     let vcpus = machine.take_vcpus();
-    Bench { machine, vcpus, engine, screen, _dir: dir }
+    Bench { machine, vcpus, engine, screen, dir }
 }
 
 impl Bench {
@@ -160,8 +164,95 @@ fn the_guest_enumerates_pci_by_ports_and_by_ecam() {
         io.port_read(0xcfc, &mut id);
         assert_eq!(u32::from_le_bytes(id), read32(io, 0xe000_0000));
         assert_eq!(read32(io, 0xe000_0008) >> 16, 0x0600, "the host bridge");
-        assert_eq!(read32(io, 0xe000_0000 + (31 << 15)), u32::MAX, "nothing in slot 31");
+        let functions: Vec<(u64, u32)> = (0..32)
+            .map(|slot| (slot, read32(io, 0xe000_0000 + (slot << 15))))
+            .filter(|(_, id)| *id != u32::MAX)
+            .collect();
+        let [rng, console, net, blk] = [0x1044_1af4, 0x1043_1af4, 0x1041_1af4, 0x1042_1af4];
+        assert_eq!(functions[1..], [(1, rng), (2, console), (3, net), (8, blk)]);
     });
+}
+
+#[test]
+fn the_guest_finds_its_disk_behind_the_bar_that_firmware_assigned() {
+    let mut b = bench();
+    b.guest(|io| {
+        let config = 0xe000_0000 + (8 << 15);
+        assert_eq!(read32(io, config + 4) & 2, 2, "memory decoding is on");
+        let bar = u64::from(read32(io, config + 0x10) & !0xf);
+        assert!((0xc000_0000..0xe000_0000).contains(&bar), "{bar:#x}");
+        // The device configuration, fourth of the blocks, begins with the capacity in sectors.
+        assert_eq!(read32(io, bar + 0x3000), (3 << 20) / 512);
+    });
+}
+
+impl Bench {
+    /// The guest writes to its disk and waits for the interrupt.
+    fn write_sector(&mut self, nth: u16, sector: u64, text: &'static [u8]) {
+        let ram = self.machine.ram().clone();
+        let before = self.engine.wires.msis.lock().unwrap().len();
+        self.guest(move |io| disk_driver::write(io, &ram, nth, sector, text));
+        let start = Instant::now();
+        while self.engine.wires.msis.lock().unwrap().len() == before {
+            assert!(start.elapsed() < Duration::from_secs(10), "no interrupt came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(disk_driver::status(self.machine.ram()), 0);
+    }
+
+    fn sector(&self, sector: usize, length: usize) -> Vec<u8> {
+        let image = std::fs::read(self.dir.path().join("disk.raw")).unwrap();
+        image[sector * 512..][..length].to_vec()
+    }
+}
+
+#[test]
+fn a_disk_write_goes_from_the_guests_memory_to_the_image_and_ends_in_a_message() {
+    let mut b = bench();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 5, b"first");
+    b.machine.flush().unwrap();
+    assert_eq!(b.sector(5, 5), b"first");
+    let message = engine::Msi { address: 0xfee0_0000, data: disk_driver::VECTOR };
+    assert_eq!(*b.engine.wires.msis.lock().unwrap(), [message]);
+}
+
+#[test]
+fn a_saved_machine_writes_to_its_disk_where_it_left_off() {
+    let mut b = bench();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 5, b"first");
+    let saved = b.machine.save(&b.vcpus).unwrap();
+    let mut memory = vec![0; 0x5000];
+    b.machine.ram().read_slice(&mut memory, GuestAddress(0x20_0000)).unwrap();
+    let mut other = bench();
+    other.machine.ram().write_slice(&memory, GuestAddress(0x20_0000)).unwrap();
+    other.machine.restore(saved, &mut other.vcpus).unwrap();
+    other.machine.resume();
+    other.write_sector(1, 6, b"second");
+    assert_eq!(other.sector(6, 6), b"second");
+}
+
+#[test]
+fn a_reset_stops_the_disk_until_its_driver_starts_it_again() {
+    let mut b = bench();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 5, b"first");
+    b.machine.reset(&mut b.vcpus).unwrap();
+    b.machine.ram().write_slice(&[0; 0x5000], GuestAddress(0x20_0000)).unwrap();
+    b.guest(disk_driver::start);
+    b.write_sector(0, 7, b"again");
+    assert_eq!(b.sector(7, 5), b"again");
+}
+
+#[test]
+fn more_devices_than_slots_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(&dir);
+    spec.nets = 40;
+    let host = HostIo { serial_out: Box::new(io::sink()), console_out: None };
+    let error = Machine::build(&spec, &FakeEngine::default(), host).err().unwrap().to_string();
+    assert!(error.contains("no PCI slot is left"), "{error}");
 }
 
 #[test]
@@ -260,8 +351,16 @@ fn everything_that_was_chosen_is_told() {
     let b = bench();
     let description = b.machine.describe();
     let text = description.to_string();
-    for part in ["engine fake", "vCPUs     2", "64 MiB", "multiboot 1", "console=ttyS0", "0x3f8-0x3ff, IRQ 4"]
-    {
+    for part in [
+        "engine fake",
+        "vCPUs     2",
+        "64 MiB",
+        "multiboot 1",
+        "console=ttyS0",
+        "0x3f8-0x3ff, IRQ 4",
+        "ospite-0",
+        "disk.raw",
+    ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
     let json = serde_json::to_value(&description).unwrap();
@@ -280,5 +379,7 @@ fn wishes_that_cannot_be_met_are_refused_with_a_reason() {
     assert!(build(&|s| s.cpus = 0).contains("--cpus takes 1 to"));
     assert!(build(&|s| s.memory = 1).contains("--memory takes"));
     assert!(build(&|s| s.boot.kernel = "/nonexistent".into()).contains("/nonexistent"));
+    assert!(build(&|s| s.disks[0].serial = Some("a b".into())).contains("serial number"));
+    assert!(build(&|s| s.disks[0].path = "/nonexistent".into()).contains("/nonexistent"));
     assert!(build(&|s| s.boot.initrd = Some("/".into())).contains("directory"));
 }

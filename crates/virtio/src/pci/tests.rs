@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{F_EVENT_IDX, F_VERSION_1, status};
 use crate::testing::*;
-use crate::{Rng, VirtioState, lock};
+use crate::{Rng, VirtioPci, VirtioState, lock};
 
 const READY: u8 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
 
@@ -263,6 +263,37 @@ fn zero_length_buffers_and_indirect_tables_are_fine() {
     driver.kick(0);
     assert_eq!(driver.wait_used(0), (9, 16));
     assert_ne!(driver.bytes(DATA + 0x200, 8), [0; 8]);
+}
+
+#[test]
+fn an_empty_queue_gives_no_interrupt() {
+    let mut driver = Driver::find(Board::new(Rng::new()));
+    driver.board.enable_msix();
+    driver.initialize(F_VERSION_1);
+    (0..5).for_each(|_| driver.kick(0));
+    driver.run(0, &[Buf::In(DATA, 1)]);
+    driver.board.interrupts.wait(0x41);
+    lock(&driver.board.function).pause();
+    lock(&driver.board.function).resume();
+    lock(&driver.board.function).pause();
+    assert_eq!(driver.board.interrupts.count(0x41), 0);
+}
+
+#[test]
+fn an_engine_may_signal_a_kick_by_itself() {
+    let mut driver = Driver::start(Rng::new());
+    driver.run(0, &[Buf::In(DATA, 1)]);
+    let kicks = |function: &VirtioPci| -> Vec<_> {
+        function.kicks().map(|(bar, offset, event)| (bar, offset, event.try_clone().unwrap())).collect()
+    };
+    let kicks = kicks(&lock(&driver.board.function));
+    assert_eq!(
+        (kicks.len(), kicks[0].0, kicks[0].1),
+        (1, 0, driver.board.block(2).0 - driver.board.block(1).0)
+    );
+    driver.add(0, &[Buf::In(DATA, 9)]);
+    kicks[0].2.write(1).unwrap();
+    assert_eq!(driver.wait_used(0).1, 9);
 }
 
 #[test]

@@ -110,6 +110,8 @@ struct Seen {
     resets: Arc<AtomicU32>,
     flushes: Arc<AtomicU32>,
     disk_is_full: Arc<AtomicBool>,
+    /// The devices stand still, too.
+    still: Arc<AtomicBool>,
 }
 
 struct FakeBoard {
@@ -137,6 +139,15 @@ impl Board for FakeBoard {
         self.guest.send(PowerEvent::PowerOff).unwrap();
     }
 
+    fn pause(&mut self) {
+        self.seen.still.store(true, Ordering::SeqCst);
+    }
+
+    fn resume(&mut self) {
+        assert_eq!(self.seen.running.load(Ordering::SeqCst), 0, "devices come before vCPUs");
+        self.seen.still.store(false, Ordering::SeqCst);
+    }
+
     fn reset(&mut self, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Cause> {
         assert_eq!(self.seen.running.load(Ordering::SeqCst), 0, "reset while a vCPU runs");
         self.seen.resets.fetch_add(1, Ordering::SeqCst);
@@ -144,6 +155,7 @@ impl Board for FakeBoard {
     }
 
     fn flush(&mut self) -> Result<(), Cause> {
+        assert!(self.seen.still.load(Ordering::SeqCst), "a flush while devices write");
         self.seen.flushes.fetch_add(1, Ordering::SeqCst);
         if self.seen.disk_is_full.load(Ordering::SeqCst) { Err("no space left".into()) } else { Ok(()) }
     }
@@ -274,8 +286,10 @@ fn a_paused_vm_stands_still_until_it_is_resumed() {
     for _ in 0..20 {
         assert_eq!(life.request(Request::Pause).state, State::Paused);
         assert_eq!(life.seen.running.load(Ordering::SeqCst), 0);
+        assert!(life.seen.still.load(Ordering::SeqCst));
         assert_eq!(life.request(Request::Resume).state, State::Running);
         life.running(2);
+        assert!(!life.seen.still.load(Ordering::SeqCst));
     }
     assert_eq!(life.request(Request::Pause).state, State::Paused);
     assert_eq!(life.request(Request::Reset).state, State::Paused, "a reset does not start a paused VM");

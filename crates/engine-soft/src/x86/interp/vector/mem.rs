@@ -165,7 +165,7 @@ impl Cpu {
     }
 
     /// The linear address `by` bytes further on.
-    pub(super) fn along(&self, linear: u64, by: u64) -> u64 {
+    pub fn along(&self, linear: u64, by: u64) -> u64 {
         linear.wrapping_add(by) & if self.mode.long64 { u64::MAX } else { 0xffff_ffff }
     }
 }

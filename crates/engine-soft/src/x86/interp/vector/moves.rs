@@ -69,7 +69,7 @@ fn is_string(l: &Lower<'_>) -> bool {
     l.ins.is_string_instruction()
 }
 
-/// `MOVD` and `MOVQ` with an XMM register, and `MOVNTI`.
+/// `MOVD` and `MOVQ` with an XMM register.
 fn between(l: &Lower<'_>) -> Option<Handler> {
     let (vex, store, load) = (is_vex(l.ins), l.is_mem(0), l.is_mem(1));
     Some(match l.ins.code() {
@@ -87,8 +87,6 @@ fn between(l: &Lower<'_>) -> Option<Handler> {
         | Code::VEX_Vmovq_xmm_xmmm64
         | Code::Movq_xmmm64_xmm
         | Code::VEX_Vmovq_xmmm64_xmm => either!(vex, copy_64),
-        Code::Movnti_m32_r32 => movnti::<u32>,
-        Code::Movnti_m64_r64 => movnti::<u64>,
         _ => return None,
     })
 }
@@ -253,9 +251,4 @@ fn to_gpr_64<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     let [low, _] = cpu.fpu.xmm(op.src);
     u64::set(cpu, op.dst, low);
     Ok(())
-}
-
-/// A plain store: the hint has no effect here.
-fn movnti<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
-    cpu.store_mem(op, T::get(cpu, op.src))
 }

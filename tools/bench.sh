@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# How fast guests are: boot time and instructions per second in ospite, beside the metal and beside
+# QEMU's translator, in turns in one run. Machines differ and drift: quote the ratios.
+#
+# OSPITE_BENCH_ROUNDS   how often each runs (3)
+# OSPITE_BENCH_DIVIDE   do one part in so many of the work; an interpreter needs some (16)
+# Usage: tools/bench.sh [OSPITE-BENCH-OPTIONS...]
+. "$(dirname "$0")/lib.sh"
+PATH=$PATH:$HOME/.cargo/bin
+cd "$tools/.."
+
+"$tools/install-qemu.sh"
+"$tools/guest-kernels.sh"
+cargo build --release --locked --package ospite --package ospite-bench
+exec target/release/ospite-bench --cache "$guests" --rounds "${OSPITE_BENCH_ROUNDS:-3}" \
+    --divide "${OSPITE_BENCH_DIVIDE:-16}" "$@"
