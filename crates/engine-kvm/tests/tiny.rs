@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Access, CODE, DATA, Guest, SIZE, kvm};
+use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm};
 use engine::x86::Activity;
 use engine::{Exit, Msi, Vcpu};
 
@@ -142,7 +142,8 @@ fn the_end_of_a_level_triggered_interrupt_is_told() {
 
 #[test]
 fn a_level_triggered_interrupt_in_service_survives_a_move() {
-    let Some(kvm) = kvm() else { return };
+    // The emulated local APIC does not show what is in service.
+    let Some(kvm) = kvm().filter(|_| hardware()) else { return };
     let mut guest = Guest::long_mode(&kvm, wait_for_interrupt());
     guest.handle(0x43, HANDLER);
     let (vm, stop) = (guest.vm.clone(), guest.cpus[0].stop_handle());

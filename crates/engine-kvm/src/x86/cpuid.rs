@@ -32,9 +32,9 @@ const EDX_7_NOT: u32 = 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25;
 const ECX_EXT_NOT: u32 = 1 << 2 | 1 << 10 | 1 << 12 | 1 << 15 | 1 << 23 | 1 << 24 | 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
 
-/// KVM's paravirtual features: NOP_IO_DELAY, CLOCKSOURCE2, PV_UNHALT, PV_SEND_IPI, POLL_CONTROL,
-/// PV_SCHED_YIELD, CLOCKSOURCE_STABLE. Not those that keep more state in guest memory.
-const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 24;
+/// KVM's paravirtual features: NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE. Not those that keep more
+/// state in guest memory, nor hypercalls: the guest may come to run on another engine.
+const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 24;
 const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_LAST: u32 = HYPERVISOR + 0x10;
 

@@ -26,7 +26,6 @@ const SAVED: &[(u32, u32)] = &[
     (msr::IA32_MTRR_DEF_TYPE, msr::IA32_MTRR_DEF_TYPE),
     (msr::IA32_XSS, msr::IA32_XSS),
     (KVM_WALL_CLOCK, KVM_SYSTEM_TIME),
-    (0x4b56_4d05, 0x4b56_4d05), // MSR_KVM_POLL_CONTROL
     (msr::STAR, msr::FMASK),
     (msr::KERNEL_GS_BASE, msr::TSC_AUX),
     (0xc001_0010, 0xc001_0010), // AMD SYSCFG
@@ -79,23 +78,17 @@ fn refused(doing: &str, what: &str) -> Error {
     Error::BadState(format!("{doing} the model-specific registers: KVM refuses {what}"))
 }
 
-/// Sets the registers of a saved state. One that KVM lacks, or refuses, is an error only if it holds
-/// something else than what is there: another engine keeps registers that have no effect.
-pub(super) fn restore(fd: &VcpuFd, saved: &[(u32, u64)]) -> Result<(), Error> {
-    let entry = |&(index, data): &(u32, u64)| kvm_msr_entry { index, data, ..Default::default() };
-    let entries: Vec<_> = saved.iter().filter(|(index, _)| *index != msr::EFER).map(entry).collect();
-    let mut rest = &entries[..];
-    while !rest.is_empty() {
-        let msrs = Msrs::from_entries(rest).map_err(|_| refused("setting", "so many"))?;
-        let done = fd.set_msrs(&msrs).map_err(crate::failed("setting a vCPU's MSRs"))?;
-        let Some(refusal) = rest.get(done) else { break };
-        let (index, data) = (refusal.index, refusal.data);
-        if read(fd, index).unwrap_or(0) != data {
-            return Err(refused("setting", &format!("{index:#x} = {data:#x}")));
-        }
-        rest = &rest[done + 1..];
+/// Sets the registers of a saved state that hold something else already. One that KVM lacks is an error
+/// only if it holds something: another engine keeps registers that have no effect.
+pub(super) fn restore(fd: &VcpuFd, table: &MsrTable, saved: &[(u32, u64)]) -> Result<(), Error> {
+    let here = save(fd, table)?;
+    let differs = |&&(index, data): &&(u32, u64)| {
+        index != msr::EFER && get(&here, index).or_else(|| read(fd, index)).unwrap_or(0) != data
+    };
+    match saved.iter().filter(differs).find(|&&(index, data)| !write(fd, index, data)) {
+        Some((index, data)) => Err(refused("setting", &format!("{index:#x} = {data:#x}"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// A register of a saved state.

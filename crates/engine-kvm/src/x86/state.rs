@@ -63,7 +63,7 @@ fn take_on(id: u32, fd: &VcpuFd, shared: &Shared, state: &X86State) -> Result<()
     registers::restore_system(fd, state)?;
     registers::restore_debug(fd, state)?;
     lapic::restore(fd, &state.lapic)?;
-    msrs::restore(fd, &state.msrs)?;
+    msrs::restore(fd, &shared.msrs, &state.msrs)?;
     // Only in the timer's deadline mode, which the local APIC's registers have set.
     let deadline = state.lapic.tsc_deadline;
     if deadline != 0 && !msrs::write(fd, msr::IA32_TSC_DEADLINE, deadline) {

@@ -173,6 +173,17 @@ pub fn kvm() -> Option<KvmEngine> {
     }
 }
 
+/// Whether there is hardware behind `/dev/kvm`. Says so where a test needs it and there is none: what
+/// emulates KVM without it does not show all of its state.
+pub fn hardware() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let there = engine_kvm::extension(&cpuinfo).is_some();
+    if !there {
+        eprintln!("SKIPPED, nothing was tested: there is no hardware behind /dev/kvm");
+    }
+    there
+}
+
 impl Guest {
     /// `cpus` vCPUs and 2 MiB with `code` in it.
     pub fn new(engine: &dyn Engine, cpus: u32, code: &[u8]) -> Guest {
