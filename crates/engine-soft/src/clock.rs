@@ -46,12 +46,12 @@ impl Clock {
     }
 
     /// A duration in ticks.
-    pub fn from_nanos(&self, nanos: u64) -> u64 {
+    pub fn ticks_in(&self, nanos: u64) -> u64 {
         (u128::from(nanos) * u128::from(self.hz()) / 1_000_000_000) as u64
     }
 
     /// Ticks as a duration.
-    pub fn to_nanos(&self, ticks: u64) -> u64 {
+    pub fn nanos_in(&self, ticks: u64) -> u64 {
         (u128::from(ticks) * 1_000_000_000 / u128::from(self.hz())) as u64
     }
 }
@@ -65,7 +65,7 @@ mod tests {
         let clock = Clock::default();
         let (ticks, instant) = (Clock::ticks(), Instant::now());
         thread::sleep(Duration::from_millis(100));
-        let (measured, real) = (clock.to_nanos(Clock::ticks() - ticks), instant.elapsed().as_nanos() as u64);
+        let (measured, real) = (clock.nanos_in(Clock::ticks() - ticks), instant.elapsed().as_nanos() as u64);
         assert!(measured.abs_diff(real) < real / 50, "{measured} ns by the counter, {real} ns by the clock");
     }
 }

@@ -1,6 +1,5 @@
 //! `ospite run`: one VM from the command line to its end.
 
-use std::fmt::Write;
 use std::io;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use machine::{BootSpec, HostIo, VmSpec};
 use serde::Serialize;
 use vmm::{End, Options, Vm, engines};
 
-use crate::cli::{ConsoleKind, RunArgs, Size};
+use crate::cli::{ConsoleKind, RunArgs};
 use crate::console::output::Output;
 use crate::console::{Console, Keyboard};
 use crate::exit::Code;
@@ -132,20 +131,6 @@ fn dry_run(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, F
     let machine = vmm::describe(spec, engine, host_io(args, &Output::default()))
         .map_err(|error| build_failure(&error))?;
     let plan = Plan { engine: engine.name(), asked: spec, machine };
-    args.output.print(&plan, text)?;
+    args.output.print(&plan, |plan| plan.machine.to_string())?;
     Ok(Code::Success)
-}
-
-fn text(plan: &Plan<'_>) -> String {
-    let asked = plan.asked;
-    let mut text = format!(
-        "{}: {} vCPUs, {}, {} disks, engine {}\n",
-        asked.name,
-        asked.cpus,
-        Size::from(asked.memory),
-        asked.disks.len(),
-        plan.engine
-    );
-    let _ = write!(text, "{}", plan.machine);
-    text
 }

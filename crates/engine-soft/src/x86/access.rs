@@ -242,11 +242,19 @@ impl Cpu {
         }
     }
 
+    /// The first byte of a range (at most a page), and the first of those in the page where it ends: a
+    /// fault names the latter if only that page is not there.
+    pub fn ends(&self, linear: u64, len: u64) -> [u64; 2] {
+        let cut = if self.mode.long64 { u64::MAX } else { 0xffff_ffff };
+        let last = linear.wrapping_add(len - 1) & cut;
+        let crosses = (linear ^ last) & !OFFSET != 0;
+        [linear, if crosses { last & !OFFSET } else { linear }]
+    }
+
     /// Checks that all of a range could be written as `view`, so that a store of several parts does
     /// not fault half way.
     pub fn probe_write(&mut self, view: View, linear: u64, len: u64) -> Exec {
-        let last = linear.wrapping_add(len - 1);
-        for address in [linear, last] {
+        for address in self.ends(linear, len) {
             if self.tlb.write(view, address).is_none() {
                 self.translate(view, address, Intent::Write)?;
             }

@@ -207,6 +207,24 @@ mod tests {
     }
 
     #[test]
+    fn a_repeated_instruction_is_stepped_by_its_iterations_and_resumed_as_one() {
+        let mut system = System::long(&[0xf3, 0xa4, NOP]); // rep movsb
+        let registers = [(reg::RCX, 3), (reg::RSI, DATA), (reg::RDI, DATA + 0x100)];
+        for (register, value) in registers {
+            system.cpu.regs[register as usize] = value;
+        }
+        system.guest.cpu.write_dr(0, CODE).unwrap();
+        system.guest.cpu.write_dr(7, 1).unwrap();
+        system.cpu.rflags |= rflags::RF | rflags::TF;
+        for (left, rip) in [(2, CODE), (1, CODE), (0, CODE + 2)] {
+            assert_eq!(system.guest.step(), Err(DB));
+            assert_eq!((system.cpu.dr[6] & 0xf00f, system.rip()), (DR6_BS, rip));
+            assert_eq!(system.cpu.regs[reg::RCX as usize], left);
+        }
+        assert!(!system.cpu.flag(rflags::RF));
+    }
+
+    #[test]
     fn data_breakpoints_see_writes_or_all_accesses_that_overlap() {
         let run = |code: &[u8], kind: u64, len: u64, at: u64| {
             let mut system = System::long(code);

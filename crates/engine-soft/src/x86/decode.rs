@@ -50,14 +50,14 @@ impl Lower<'_> {
 /// `Err` is the exception that executing it raises: `#UD`, or `#GP(0)` for more than 15 bytes. If the
 /// bytes end before the instruction does, the answer is `Ok(None)`.
 pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
-    let options = DecoderOptions::NO_INVALID_CHECK & 0; // the defaults: as a current Intel CPU decodes
-    let mut decoder = Decoder::with_ip(mode.code_bits.into(), bytes, 0, options);
+    let mut decoder = Decoder::with_ip(mode.code_bits.into(), bytes, 0, DecoderOptions::NONE);
     let mut ins = Instruction::default();
     decoder.decode_out(&mut ins);
     match decoder.last_error() {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if bytes.len() < MAX_LEN => return Ok(None),
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
+        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0), // longer than any instruction
         // The library stops at the longest length by itself.
         _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0),
         _ => return Err(Exception::new(vector::UD)),
@@ -166,7 +166,18 @@ fn memory(ins: &Instruction, mode: &Mode) -> MemRef {
         base: base_slot,
         index: if index.is_gpr() { index_slot } else { ZERO },
         scale: ins.memory_index_scale().trailing_zeros() as u8,
-        seg: number(ins.memory_segment()),
+        seg: number(segment(ins, mode)),
+    }
+}
+
+/// The operand's segment register. 64-bit code ignores prefixes that name ES, CS, SS or DS.
+fn segment(ins: &Instruction, mode: &Mode) -> Register {
+    match (mode.code_bits, ins.segment_prefix()) {
+        (64, Register::ES | Register::CS | Register::SS | Register::DS) => {
+            let base = ins.memory_base().full_register();
+            if matches!(base, Register::RSP | Register::RBP) { Register::SS } else { Register::DS }
+        }
+        _ => ins.memory_segment(),
     }
 }
 
@@ -215,6 +226,19 @@ mod tests {
         {
             let op = decode(code, &mode(64)).unwrap().unwrap();
             assert_eq!((op.dst, op.src), (dst, src), "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn prefixes_of_the_flat_segments_are_ignored_in_64_bit_code() {
+        // fidiv word ss:[rcx]; mov eax, ds:[rbp]; mov eax, fs:[rcx]
+        for (code, segment) in [
+            (&[0x36, 0xde, 0x31][..], seg::DS),
+            (&[0x36, 0x66, 0xde, 0x31][..], seg::DS),
+            (&[0x3e, 0x8b, 0x45, 0], seg::SS),
+            (&[0x64, 0x8b, 0x01], seg::FS),
+        ] {
+            assert_eq!(decode(code, &mode(64)).unwrap().unwrap().mem.seg, segment, "{code:x?}");
         }
     }
 

@@ -403,7 +403,7 @@ mod tests {
         let mut system = System::long(TOUCH);
         system.handler(14, 0x8e, 1);
         system.handler_code(14, &[0x48, 0xcf]); // iretq
-        system.to_ring3();
+        system.enter_ring3();
         system.unmap(DATA);
         system.cpu.regs[0] = DATA;
         system.cpu.rflags |= rflags::IF;
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn software_interrupts_need_a_gate_that_lets_users_in() {
         let mut system = System::long(&[0xcd, 0x80]); // int 0x80
-        system.to_ring3();
+        system.enter_ring3();
         system.go().unwrap();
         assert_eq!(system.rip(), HANDLERS + 13 * 16);
         let frame = system.get64::<2>(system.rsp());
@@ -450,7 +450,7 @@ mod tests {
 
         let mut system = System::long(&[0xcd, 0x80]);
         system.handler(0x80, 0xee, 0);
-        system.to_ring3();
+        system.enter_ring3();
         system.go().unwrap();
         assert_eq!(system.rip(), HANDLERS + 0x80 * 16);
         assert_eq!(system.get64::<2>(system.rsp()), [CODE + 2, USER_CODE.into()]);
@@ -488,7 +488,7 @@ mod tests {
         let mut system = System::long(TOUCH);
         system.handler(8, 0x8e, 1);
         system.put64(TSS + 4, &[NOWHERE]);
-        system.to_ring3();
+        system.enter_ring3();
         system.unmap(NOWHERE - 8);
         system.unmap(DATA);
         system.cpu.regs[0] = DATA;
@@ -529,7 +529,7 @@ mod tests {
         let mut system = System::protected(&[0xcd, 0x80]);
         system.put64(IDT + 8 * 0x80, &[gate(KERNEL_CODE32, HANDLERS, 0xef)]); // trap gate, DPL 3
         system.handler_code(0, &[0xcf]); // iretd
-        system.to_ring3();
+        system.enter_ring3();
         system.cpu.rflags |= rflags::IF;
         system.go().unwrap();
         assert_eq!((system.rip(), system.cs(), system.ss()), (HANDLERS, KERNEL_CODE32, KERNEL_DATA));
@@ -569,7 +569,7 @@ mod tests {
     fn the_processor_reads_its_tables_as_supervisor_under_smap() {
         let mut system = System::long(&[0xcd, 0x80]);
         system.handler(0x80, 0xee, 0);
-        system.to_ring3();
+        system.enter_ring3();
         system.cpu.cr4 |= cr4::SMAP | cr4::SMEP;
         system.put64(TSS + 4, &[0xf000]); // the kernel's own page
         system.cpu.update_mode();

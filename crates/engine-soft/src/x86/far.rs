@@ -409,7 +409,7 @@ mod tests {
         let target = gate(KERNEL_CODE32, HANDLERS, 0xec) | 2 << 32;
         system.put64(GDT + u64::from(FREE), &[target]);
         system.handler_code(0, &[0xca, 8, 0]); // retf 8
-        system.to_ring3();
+        system.enter_ring3();
         let sp = System::STACK - 8;
         system.put32(sp, &[0xaaaa, 0xbbbb]);
         system.cpu.regs[reg::RSP as usize] = sp;
@@ -430,7 +430,7 @@ mod tests {
     fn a_gate_above_the_callers_level_is_refused() {
         let mut system = System::protected(CALL);
         system.put64(GDT + u64::from(FREE), &[gate(KERNEL_CODE32, HANDLERS, 0x8c)]);
-        system.to_ring3();
+        system.enter_ring3();
         assert_eq!(system.guest.step(), Err(gp(FREE)));
         assert_eq!((system.rip(), system.rsp(), system.cpu.cpl), (CODE, System::STACK, 3));
     }
@@ -441,7 +441,7 @@ mod tests {
         let mut system = System::long(&[0xff, 0x1d, 0, 0, 0, 0, 0, 0, 0, 0, 0x53, 0]);
         system.put64(GDT + u64::from(FREE), &[gate(KERNEL_CODE, HANDLERS, 0xec), 0]);
         system.handler_code(0, &[0x48, 0xcb]); // retfq
-        system.to_ring3();
+        system.enter_ring3();
         system.go().unwrap();
         assert_eq!((system.rip(), system.cpu.cpl, system.ss()), (HANDLERS, 0, 0));
         let user = (u64::from(USER_CODE), u64::from(USER_DATA));
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn user_code_cannot_raise_its_io_privilege_by_iret() {
         let mut system = System::long(&[0x48, 0xcf]);
-        system.to_ring3();
+        system.enter_ring3();
         let frame = [CODE, USER_CODE.into(), 0x3202, System::STACK, USER_DATA.into()];
         system.put64(System::STACK - 40, &frame);
         system.cpu.regs[reg::RSP as usize] = System::STACK - 40;

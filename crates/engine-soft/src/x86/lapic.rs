@@ -409,7 +409,7 @@ impl Lapic {
 
     /// Countdown length in host ticks. The APIC's timer counts nanoseconds before division.
     fn period(&self, clock: &Clock) -> u64 {
-        clock.from_nanos(u64::from(self.initial_count) * self.divisor()).max(1)
+        clock.ticks_in(u64::from(self.initial_count) * self.divisor()).max(1)
     }
 
     fn timer_mode(&self) -> u32 {
@@ -424,7 +424,7 @@ impl Lapic {
 
     fn current_count(&self, clock: &Clock) -> u32 {
         let Some(deadline) = self.deadline.filter(|_| self.timer_mode() != 2) else { return 0 };
-        let left = clock.to_nanos(deadline.saturating_sub(Clock::ticks()));
+        let left = clock.nanos_in(deadline.saturating_sub(Clock::ticks()));
         (left / self.divisor()).min(self.initial_count.into()) as u32
     }
 
@@ -590,7 +590,7 @@ impl Lapic {
             regs,
             base: self.base,
             tsc_deadline: self.tsc_deadline,
-            timer_left_ns: left.map(|d| vm.clock.to_nanos(d.saturating_sub(Clock::ticks()))),
+            timer_left_ns: left.map(|d| vm.clock.nanos_in(d.saturating_sub(Clock::ticks()))),
         }
     }
 
@@ -633,7 +633,7 @@ impl Lapic {
         self.deadline = if self.timer_mode() == 2 {
             (*tsc_deadline != 0).then(|| guest_to_host(*tsc_deadline))
         } else {
-            timer_left_ns.map(|left| self.timer_start.saturating_add(vm.clock.from_nanos(left)))
+            timer_left_ns.map(|left| self.timer_start.saturating_add(vm.clock.ticks_in(left)))
         };
         vm.vcpus[self.index].notify(attention::INTERRUPT | attention::EXTINT);
         Ok(())

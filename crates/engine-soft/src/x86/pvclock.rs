@@ -31,7 +31,7 @@ pub fn uptime(cpu: &Cpu) -> u64 {
 }
 
 fn since_start(cpu: &Cpu) -> u64 {
-    cpu.vm.clock.to_nanos(Clock::ticks().saturating_sub(cpu.vm.clock.start()))
+    cpu.vm.clock.nanos_in(Clock::ticks().saturating_sub(cpu.vm.clock.start()))
 }
 
 /// Makes the VM's clock show `nanos` now. Pages that were written before do not follow.
@@ -83,7 +83,7 @@ mod tests {
         for hz in [1_000_000_000u64, 2_595_123_456, 4_900_000_000, 800_000_000] {
             let (multiplier, shift) = scale(hz);
             let ticks = if shift < 0 { hz >> -shift } else { hz << shift };
-            let nanos = (u128::from(ticks) * u128::from(multiplier) >> 32) as u64;
+            let nanos = ((u128::from(ticks) * u128::from(multiplier)) >> 32) as u64;
             assert!(nanos.abs_diff(1_000_000_000) < 10, "{hz} Hz gives {nanos} ns");
         }
     }

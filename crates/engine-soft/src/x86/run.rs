@@ -37,7 +37,9 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
             cpu.check_timer();
         }
         until_timer -= 1;
-        if mailbox.attention() != 0 || cpu.activity != Activity::Running {
+        // With IF clear, what waits for it is no reason to look up at every block.
+        let closed = if cpu.flag(rflags::IF) { 0 } else { attention::INTERRUPT | attention::EXTINT };
+        if mailbox.attention() & !closed != 0 || cpu.activity != Activity::Running {
             match attend(cpu) {
                 Attend::GoOn => {}
                 Attend::Sleep => {
@@ -78,8 +80,8 @@ fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
     if !held {
         cpu.pending_trap()?;
     }
-    // RF spares exactly one instruction from its breakpoint.
-    let resumed = cpu.flag(rflags::RF);
+    // RF spares exactly one instruction from its breakpoint; of a repeated one, all iterations.
+    let (resumed, from) = (cpu.flag(rflags::RF), cpu.rip());
     if !held && !resumed {
         let at = fetch_address(cpu)?;
         cpu.code_breakpoint(at)?;
@@ -92,6 +94,9 @@ fn step_watched(cpu: &mut Cpu, blocks: &mut Blocks, held: bool) -> Exec {
     if let Err(exception) = step(cpu, blocks) {
         cpu.debug_trap = 0;
         return Err(exception);
+    }
+    if resumed && cpu.rip() == from {
+        cpu.rflags |= rflags::RF;
     }
     if cpu.debug_shadow { Ok(()) } else { cpu.pending_trap() }
 }
@@ -326,7 +331,7 @@ fn sleep(cpu: &mut Cpu) {
     vm.reach_epoch(cpu.id, u64::MAX);
     let limit = cpu.lapic.deadline().map(|deadline| {
         let ticks = deadline.saturating_sub(crate::clock::Clock::ticks());
-        std::time::Duration::from_nanos(vm.clock.to_nanos(ticks))
+        std::time::Duration::from_nanos(vm.clock.nanos_in(ticks))
     });
     vm.vcpus[cpu.id as usize].sleep(wakes, limit);
     cpu.check_timer();

@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn a_vcpu_goes_on_elsewhere_from_where_it_was_saved() {
         let mut here = System::long(&[0x0f, 0x05, 0x0f, 0x01, 0xf8]); // syscall; swapgs
-        here.to_ring3();
+        here.enter_ring3();
         here.cpu.msrs.lstar = CODE + 2;
         here.cpu.msrs.kernel_gs_base = 0xffff_8000_0000_1000;
         here.cpu.msrs.star = 0x23_0008 << 32;

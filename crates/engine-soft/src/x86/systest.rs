@@ -167,7 +167,7 @@ impl System {
     }
 
     /// Drops to ring 3 at the current RIP, with the user's segments.
-    pub fn to_ring3(&mut self) {
+    pub fn enter_ring3(&mut self) {
         let long = self.cpu.mode.long;
         let cpu = &mut self.guest.cpu;
         let (cs, rights) = if long { (USER_CODE, 0xa0fb) } else { (USER_CODE32, 0xc0fb) };

@@ -135,6 +135,19 @@ fn allowed(ins: &Instruction) -> bool {
         && !jumps_into_itself(ins)
 }
 
+/// Intel's CPUs ignore an operand-size prefix of near branches in 64-bit mode, AMD's obey it.
+fn vendors_differ(ins: &Instruction, code: &[u8]) -> bool {
+    let branch =
+        ins.flow_control() != FlowControl::Next || matches!(ins.mnemonic(), M::Jmp | M::Call | M::Ret);
+    branch
+        && code[..ins.len()]
+            .iter()
+            .take_while(|b| {
+                matches!(b, 0x40..=0x4f | 0x66 | 0x67 | 0x2e | 0x36 | 0x3e | 0x26 | 0xf0 | 0xf2 | 0xf3)
+            })
+            .any(|b| *b == 0x66)
+}
+
 fn jumps_into_itself(ins: &Instruction) -> bool {
     let near = ins.op_count() > 0
         && matches!(ins.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
@@ -171,7 +184,7 @@ impl Generator {
         loop {
             let code = self.bytes();
             let ins = Decoder::with_ip(64, &code, START, DecoderOptions::NONE).decode();
-            if !allowed(&ins) {
+            if !allowed(&ins) || vendors_differ(&ins, &code) {
                 continue;
             }
             tries += 1;

@@ -25,7 +25,6 @@ pub mod at {
     pub const FIP: usize = 8;
     pub const FDP: usize = 16;
     pub const MXCSR: usize = 24;
-    pub const MXCSR_MASK: usize = 28;
     pub const ST: usize = 32;
     pub const XMM: usize = 160;
     pub const HEADER: usize = 512;

@@ -3,7 +3,7 @@
 use engine::Error;
 use engine::x86::XSAVE_AREA_SIZE;
 
-use super::{Fpu, Pointers, component};
+use super::{Fpu, Pointers, component, control};
 
 /// Bytes of the legacy region, and of an FXSAVE area.
 pub const LEGACY_SIZE: usize = 512;
@@ -95,7 +95,7 @@ impl Fpu {
 
     /// Takes over the x87 part of a legacy region.
     pub fn read_x87(&mut self, area: &[u8], width: Width) {
-        (self.x87.fcw, self.x87.fsw, self.x87.ftw) = (get16(area, 0) | 0x40, get16(area, 2), area[4]);
+        (self.x87.fcw, self.x87.fsw, self.x87.ftw) = (control(get16(area, 0)), get16(area, 2), area[4]);
         let cut = if width == Width::Wide { u64::MAX } else { 0xffff_ffff };
         self.pointers =
             Pointers { fop: get16(area, 6) & 0x7ff, fip: get64(area, 8) & cut, fdp: get64(area, 16) & cut };

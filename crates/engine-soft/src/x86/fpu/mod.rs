@@ -32,6 +32,10 @@ pub const FCW_INIT: u16 = 0x37f;
 const FCW_RESET: u16 = 0x40;
 /// The exceptions in the x87 control and status words.
 pub const X87_EXCEPTIONS: u16 = 0x3f;
+/// A control word as the unit keeps it: bit 6 is one, reserved bits are zero.
+pub fn control(value: u16) -> u16 {
+    value & 0x1f7f | 0x40
+}
 /// Exception summary and busy in the x87 status word.
 const ES_B: u16 = 0x8080;
 

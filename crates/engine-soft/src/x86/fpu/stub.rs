@@ -19,7 +19,7 @@ use std::{io, mem};
 
 use iced_x86::{
     Code, CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic,
-    OpAccess, OpKind, Register,
+    OpAccess, OpKind, Register, RflagsBits,
 };
 
 use super::code::CodeMemory;
@@ -214,8 +214,16 @@ pub fn is_x87_control(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Whether the host's CPU is AMD's.
+fn is_amd() -> bool {
+    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth")
+}
+
 /// Registers that hold general-register operands in a stub.
 const GPRS: [Register; 2] = [Register::RAX, Register::R9];
+/// The arithmetic flags; the library counts x87 conditions too.
+const STATUS: u32 =
+    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
 /// Registers of the stub's arguments `o0`-`o3`.
 const OFFSETS: [Register; 4] = [Register::RSI, Register::RDX, Register::RCX, Register::R8];
 
@@ -309,14 +317,15 @@ impl Shape {
         }
         shape.kind(ins);
         // What has none of its unit's registers as operands rules the unit (MXCSR, the cache, ...).
-        if shape.plan & plan::X87 == 0 && shape.registers.is_empty() || is_x87_control(ins.mnemonic()) {
+        let computes = shape.plan & (plan::X87 | plan::MXCSR) != 0 || !shape.registers.is_empty();
+        if !computes || is_x87_control(ins.mnemonic()) {
             return None;
         }
         shape.specials(ins.mnemonic());
-        if ins.rflags_modified() != 0 {
+        if ins.rflags_modified() & STATUS != 0 {
             shape.plan |= plan::FLAGS;
         }
-        if ins.rflags_read() != 0 {
+        if ins.rflags_read() & STATUS != 0 {
             shape.plan |= plan::FLAGS_IN;
         }
         Some(shape)
@@ -360,6 +369,8 @@ impl Shape {
             M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm => {
                 false
             }
+            // AMD's CPUs do not ask it of SHA.
+            _ if ins.cpuid_features() == [CpuidFeature::SHA] && is_amd() => false,
             _ => !vex && size == 16,
         };
         if aligned {
@@ -377,7 +388,7 @@ impl Shape {
         }
         if ins.code().encoding() == EncodingKind::VEX {
             self.plan |= plan::AVX;
-        } else if vector {
+        } else if (vector || !mmx) && !is_x87(ins) {
             self.plan |= plan::SSE;
         }
         if is_x87(ins) {

@@ -155,7 +155,7 @@ fn cmpxchg_r<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     if dst == acc {
         T::set(cpu, op.dst, src);
     } else {
-        T::set(cpu, op.dst, dst);
+        // A register, unlike memory, is not written: its upper half stays.
         T::set(cpu, reg::RAX, dst);
     }
     cpu.rflags = Sub::eval(acc, dst, cpu.rflags).1;

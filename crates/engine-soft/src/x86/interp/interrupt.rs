@@ -145,7 +145,7 @@ mod tests {
 
     fn user(code: &[u8], iopl: u64) -> System {
         let mut system = System::long(code);
-        system.to_ring3();
+        system.enter_ring3();
         system.cpu.rflags |= iopl << 12;
         system
     }

@@ -109,7 +109,7 @@ mod tests {
         system.cpu.tr.limit = limit;
         system.poke(TSS + 0x66, &base.to_le_bytes());
         system.poke(TSS + u64::from(base) + 0x60 / 8, &map);
-        system.to_ring3();
+        system.enter_ring3();
         system.guest.step()
     }
 
@@ -129,7 +129,7 @@ mod tests {
         system.cpu.tr.limit = 0x2067;
         system.poke(TSS + 0x66, &0x68u16.to_le_bytes());
         system.poke(TSS + 0x68, &[0x1f, 0x02]); // ports 5-8 are free, 9 is not
-        system.to_ring3();
+        system.enter_ring3();
         for (port, allowed) in [(5, true), (6, false), (4, false)] {
             assert_eq!(system.guest.cpu.check_io(port, 4).is_ok(), allowed, "port {port}");
         }

@@ -61,5 +61,9 @@ const FAMILIES: &[Family] = &[
 
 /// Chooses the handler of an instruction and completes its `op`.
 pub fn lower(lower: &Lower<'_>, op: &mut Op) -> Option<Handler> {
-    FAMILIES.iter().find_map(|family| family(lower, op))
+    FAMILIES.iter().find_map(|family| {
+        // What a family changed before it found that the instruction is not its own is dropped.
+        let mut tried = *op;
+        family(lower, &mut tried).inspect(|_| *op = tried)
+    })
 }

@@ -428,7 +428,7 @@ mod tests {
         let mut system = System::protected(&[0x8e, 0xd8]);
         system.put64(GDT + u64::from(FREE), &[descriptor(0x1234_5000, 0x1f, access, 0xc)]);
         if ring3 {
-            system.to_ring3();
+            system.enter_ring3();
         }
         system.cpu.regs[RAX] = selector.into();
         (system.guest.step(), system)
@@ -474,7 +474,7 @@ mod tests {
             let code = &[0x8e, 0xd0]; // mov ss, eax
             let mut system = if long { System::long(code) } else { System::protected(code) };
             if ring3 {
-                system.to_ring3();
+                system.enter_ring3();
             }
             system.cpu.regs[RAX] = selector.into();
             system.guest.step()
@@ -500,7 +500,7 @@ mod tests {
         let look = |code: &[u8], selector: u16, ring3: bool| {
             let mut system = System::long(code);
             if ring3 {
-                system.to_ring3();
+                system.enter_ring3();
             }
             system.cpu.regs[RAX] = selector.into();
             system.cpu.regs[reg::RCX as usize] = 0x55;
@@ -520,7 +520,7 @@ mod tests {
     fn verify_tells_what_ring_3_may_touch() {
         let verify = |modrm: u8, selector: u16| {
             let mut system = System::protected(&[0x0f, 0x00, modrm]);
-            system.to_ring3();
+            system.enter_ring3();
             system.cpu.regs[RAX] = selector.into();
             system.guest.step().unwrap();
             system.cpu.flag(rflags::ZF)
@@ -534,7 +534,7 @@ mod tests {
     #[test]
     fn umip_hides_the_tables_from_users() {
         let mut system = System::long(&[0x0f, 0x01, 0x00]); // sgdt [rax]
-        system.to_ring3();
+        system.enter_ring3();
         system.cpu.regs[RAX] = DATA;
         system.cpu.cr4 |= cr4::UMIP;
         assert_eq!(system.guest.step(), Err(Exception::GP0));

@@ -155,7 +155,7 @@ mod tests {
         cpu.write_msr(msr::STAR, 0x001b_0008 << 32).unwrap();
         cpu.write_msr(msr::LSTAR, ENTRY).unwrap();
         cpu.write_msr(msr::FMASK, rflags::IF | rflags::TF | rflags::DF | rflags::AC).unwrap();
-        system.to_ring3();
+        system.enter_ring3();
         system
     }
 
@@ -229,7 +229,7 @@ mod tests {
         let cpu = &mut system.guest.cpu;
         (cpu.msrs.sysenter_cs, cpu.msrs.sysenter_esp) = (0x30, KERNEL_STACK);
         cpu.msrs.sysenter_eip = HANDLERS;
-        system.to_ring3();
+        system.enter_ring3();
         system.go().unwrap();
         assert_eq!((system.rip(), system.rsp(), system.cpu.cpl), (HANDLERS, KERNEL_STACK, 0));
         assert_eq!((system.cs(), system.ss(), system.cpu.mode.code_bits), (0x30, 0x38, 32));

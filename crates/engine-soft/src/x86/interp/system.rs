@@ -245,7 +245,7 @@ mod tests {
         ];
         for code in codes {
             let mut system = System::long(code);
-            system.to_ring3();
+            system.enter_ring3();
             system.cpu.regs[RAX] = DATA;
             assert_eq!(system.guest.step(), Err(Exception::GP0), "{code:x?}");
         }
@@ -302,7 +302,7 @@ mod tests {
         };
         assert!(read() < read());
         system.cpu.cr4 |= cr4::TSD;
-        system.to_ring3();
+        system.enter_ring3();
         system.cpu.regs[RIP as usize] = CODE;
         assert_eq!(system.guest.step(), Err(Exception::GP0));
     }

@@ -67,7 +67,7 @@ fn area(cpu: &Cpu, op: &Op, bytes: u64, align: u64, write: bool) -> Exec<u64> {
 impl Cpu {
     /// Makes sure that an area can be accessed to its end.
     fn probe_area(&mut self, linear: u64, bytes: u64, intent: Intent) -> Exec {
-        for address in [linear, linear.wrapping_add(bytes - 1)] {
+        for address in self.ends(linear, bytes) {
             self.translate(self.view(), address, intent)?;
         }
         Ok(())

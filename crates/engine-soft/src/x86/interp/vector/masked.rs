@@ -174,10 +174,9 @@ fn mask_move_xmm<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn mask_move_mm(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.check_mmx()?;
-    let before = cpu.fpu.x87;
-    cpu.fpu.x87.enter_mmx();
+    cpu.fpu.x87.enter_mmx(); // even if the store faults
     let (value, mask) = (cpu.fpu.x87.mm(op.src), cpu.fpu.x87.mm(op.aux));
-    mask_move(cpu, op, [value, 0], [mask, 0], 8).inspect_err(|_| cpu.fpu.x87 = before)
+    mask_move(cpu, op, [value, 0], [mask, 0], 8)
 }
 
 fn mask_move(cpu: &mut Cpu, op: &Op, value: [u64; 2], mask: [u64; 2], count: usize) -> Exec {
@@ -209,6 +208,7 @@ fn vzero<const ALL: bool>(cpu: &mut Cpu, _op: &Op) -> Exec {
 
 fn emms(cpu: &mut Cpu, _op: &Op) -> Exec {
     cpu.check_mmx()?;
+    cpu.fpu.x87.set_top(0);
     cpu.fpu.x87.ftw = 0;
     Ok(())
 }

@@ -52,11 +52,24 @@ impl Cpu {
     /// Linear address of a memory operand of `bytes` bytes; `#GP` if it must be `aligned` and is not.
     #[inline(always)]
     pub fn vector_linear(&mut self, op: &Op, bytes: u64, aligned: bool, write: bool) -> Exec<u64> {
-        let linear = self.linear(op.mem.seg, self.ea(op), bytes, write)?;
-        if aligned && linear & (bytes - 1) != 0 && self.fpu.mxcsr & MXCSR_MM == 0 {
-            return Err(Exception::GP0);
+        let offset = self.ea(op);
+        if aligned && self.mode.long64 {
+            // A misaligned operand is found before a non-canonical one.
+            self.check_aligned(
+                offset.wrapping_add(self.segs[usize::from(op.mem.seg & 7).min(5)].base),
+                bytes,
+            )?;
+        }
+        let linear = self.linear(op.mem.seg, offset, bytes, write)?;
+        if aligned {
+            self.check_aligned(linear, bytes)?;
         }
         Ok(linear)
+    }
+
+    #[inline(always)]
+    fn check_aligned(&self, linear: u64, bytes: u64) -> Exec {
+        if linear & (bytes - 1) != 0 && self.fpu.mxcsr & MXCSR_MM == 0 { Err(Exception::GP0) } else { Ok(()) }
     }
 
     /// Loads 16 bytes.
@@ -130,7 +143,7 @@ impl Cpu {
             }
         } else {
             // Both pages are there before the first is read, for the sake of MMIO.
-            for address in [linear, self.along(linear, bytes - 1)] {
+            for address in self.ends(linear, bytes) {
                 self.translate(self.view(), address, Intent::Read)?;
             }
         }
@@ -155,7 +168,7 @@ impl Cpu {
             }
             return Ok(());
         }
-        for address in [linear, self.along(linear, bytes - 1)] {
+        for address in self.ends(linear, bytes) {
             self.translate(self.view(), address, Intent::Write)?;
         }
         for (i, word) in (0u64..).zip(words) {

@@ -282,6 +282,9 @@ fn unmasked(cpu: &mut Cpu, op: &Op, wanted: Wanted) -> Exec {
     }
     cpu.fpu = before;
     cpu.fpu.mxcsr |= raised;
+    if wanted.has(plan::MMX) {
+        cpu.fpu.x87.enter_mmx(); // which comes before the computation
+    }
     let known = cpu.cr4 & cr4::OSXMMEXCPT != 0;
     Err(if known { Exception::new(vector::XM) } else { Exception::UD })
 }

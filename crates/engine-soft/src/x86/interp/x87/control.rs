@@ -7,13 +7,11 @@ use super::{real_mode, wait};
 use crate::x86::cpu::Cpu;
 use crate::x86::decode::Lower;
 use crate::x86::exception::{Exception, Exec};
-use crate::x86::fpu::{Pointers, X87, X87_EXCEPTIONS};
+use crate::x86::fpu::{self, Pointers, X87, X87_EXCEPTIONS};
 use crate::x86::int::Int;
 use crate::x86::op::reg::RAX;
 use crate::x86::op::{Handler, Op};
 
-/// Bits of the control word that always read as one.
-const FCW_FIXED: u16 = 0x40;
 /// Words of an environment.
 const WORDS: usize = 7;
 
@@ -82,7 +80,7 @@ fn fnclex(cpu: &mut Cpu, _op: &Op) -> Exec {
 fn fldcw(cpu: &mut Cpu, op: &Op) -> Exec {
     wait(cpu)?;
     let value: u16 = cpu.load_mem(op)?;
-    cpu.fpu.x87.fcw = value | FCW_FIXED;
+    cpu.fpu.x87.fcw = fpu::control(value);
     cpu.fpu.x87.summarize();
     Ok(())
 }
@@ -139,7 +137,7 @@ fn set_environment<T: Int>(cpu: &mut Cpu, words: [u32; WORDS]) {
     let [control, status, tags, ip, code, dp, data] = words;
     let x87 = &mut cpu.fpu.x87;
     x87.set_top(usize::from(status as u16 >> 11 & 7));
-    (x87.fcw, x87.fsw, x87.ftw) = (control as u16 | FCW_FIXED, status as u16, in_use(tags as u16));
+    (x87.fcw, x87.fsw, x87.ftw) = (fpu::control(control as u16), status as u16, in_use(tags as u16));
     x87.summarize();
     cpu.fpu.pointers = if real_mode(cpu) {
         let linear = |low: u32, high: u32| u64::from(low & 0xffff | (high & 0x0fff_f000) << 4);

@@ -9,6 +9,8 @@
 mod arithmetic;
 mod control;
 
+use iced_x86::Mnemonic;
+
 use crate::x86::cpu::Cpu;
 use crate::x86::decode::Lower;
 use crate::x86::exception::Exec;
@@ -17,7 +19,7 @@ use crate::x86::op::{Handler, Op};
 
 /// Chooses the handler of an x87 instruction.
 pub fn lower(l: &Lower<'_>, op: &mut Op) -> Option<Handler> {
-    if !stub::is_x87(l.ins) {
+    if !stub::is_x87(l.ins) && l.ins.mnemonic() != Mnemonic::Wait {
         return None;
     }
     control::lower(l, op).or_else(|| arithmetic::lower(l, op))
