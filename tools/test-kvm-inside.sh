@@ -55,7 +55,9 @@ sleep 1; grep -E virtio /proc/interrupts; echo slept" || return
 }
 
 pass doctor doctor
-pass 'guests of some instructions' /kvm/tiny --test-threads=1
+for test in /kvm/tests/*; do
+    pass "${test##*/}" "$test" --test-threads=1
+done
 pass 'one vCPU, disk, reboot, power-off' reboots
 pass 'two vCPUs, disk, entropy, clock' works
 

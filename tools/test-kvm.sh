@@ -5,7 +5,7 @@
 # and fetched.
 #
 # Usage: tools/test-kvm.sh [COMMAND]     COMMAND for the inside's shell instead of the tests; what it
-#                                        needs is in /kvm: ospite, tiny, vmlinuz, busybox.cpio
+#                                        needs is in /kvm: ospite, tests/*, vmlinuz, busybox.cpio
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:$HOME/.cargo/bin
 cd "$tools/.."
@@ -22,16 +22,19 @@ triple=x86_64-unknown-linux-gnu
 static=(--locked --release --target "$triple" --config 'build.rustflags=["-Ctarget-feature=+crt-static"]')
 say "Building ospite and the engine's tests, linked statically"
 cargo build --quiet "${static[@]}" --package ospite
-# The path of the one test program that cargo names.
-tests=$(cargo test --quiet "${static[@]}" --package engine-kvm --test tiny --no-run --message-format=json |
-    sed -n 's/.*"executable":"\([^"]*\/tiny-[^"]*\)".*/\1/p' | tail -n 1)
-[ -n "$tests" ] || die "cargo does not say where the tests are"
+# The paths of the test programs, as cargo names them.
+mapfile -t tests < <(cargo test --quiet "${static[@]}" --package engine-kvm --test '*' --no-run \
+    --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+[ ${#tests[@]} -ge 2 ] || die "cargo does not say where the tests are"
 
 begin
 tree=$scratch/tree
-mkdir -p "$tree/kvm"
+mkdir -p "$tree/kvm/tests"
 strip -o "$tree/kvm/ospite" "${CARGO_TARGET_DIR:-target}/$triple/release/ospite"
-strip -o "$tree/kvm/tiny" "$tests"
+for test in "${tests[@]}"; do
+    name=${test##*/}
+    strip -o "$tree/kvm/tests/${name%-*}" "$test"
+done
 cp "$guests/cloud/vmlinuz" "$guests/busybox.cpio" "$tree/kvm/"
 cp "$tools/test-kvm-inside.sh" "$tree/kvm/inside.sh"
 "$tools/guest-initramfs.sh" "$scratch/kvm.cpio" "$guests/busybox" "$guests/generic/root" -- kvm-amd

@@ -3,7 +3,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use engine::x86::bits::{cr0, cr4, efer, msr};
 use engine::x86::{Activity, CpuState as X86State, DescriptorTable, Segment};
@@ -27,6 +29,8 @@ pub const IDT: u64 = 0x1_7000;
 const TSS: u64 = 0x1_8000;
 /// The second kilobyte of interrupt stubs; see [`Guest::handle`].
 pub const SIZE: u64 = 0x20_0000;
+/// How long a guest may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The guest writes here when it is done.
 pub const END_PORT: u16 = 0xf4;
 
@@ -268,10 +272,22 @@ impl Guest {
         self.ram.read_obj(GuestAddress(gpa)).unwrap()
     }
 
-    /// Runs until it writes to [`END_PORT`].
+    /// Runs until it writes to [`END_PORT`], which must not take long.
     pub fn run_to_end(&mut self) {
-        assert_eq!(self.cpus[0].run(&*self.io).unwrap(), Exit::Stopped);
-        assert!(self.io.ended.load(Ordering::SeqCst), "stopped before its end: {:x?}", self.io.log());
+        let (done, wait) = mpsc::channel::<()>();
+        let stop = self.cpus[0].stop_handle();
+        let watchdog = thread::spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                stop.stop();
+            }
+        });
+        let exit = self.cpus[0].run(&*self.io).unwrap();
+        drop(done);
+        watchdog.join().unwrap();
+        assert_eq!(exit, Exit::Stopped);
+        if !self.io.ended.load(Ordering::SeqCst) {
+            panic!("not at its end: {:x?}, {:x?}", self.io.log(), self.state());
+        }
     }
 
     /// All of its memory.
