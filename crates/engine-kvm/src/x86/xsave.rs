@@ -73,6 +73,7 @@ impl Layout {
         for &(here, there, size) in &self.moves {
             saved[there..there + size].copy_from_slice(&area[here..here + size]);
         }
+        mark_initial(&mut saved);
         saved
     }
 
@@ -91,6 +92,17 @@ impl Layout {
         }
         Ok(area)
     }
+}
+
+/// Components that hold zeros are in their initial state. KVM does not always say so (of PKRU, never),
+/// and a host without the component could then not take the state on.
+fn mark_initial(saved: &mut [u8]) {
+    let zero = |c: &&Component| saved[c.offset..c.offset + c.size].iter().all(|&byte| byte == 0);
+    let initial = COMPONENTS.iter().filter(zero).fold(0, |bits, c| bits | 1u64 << c.bit);
+    let mut in_use = [0; 8];
+    in_use.copy_from_slice(&saved[XSTATE_BV]);
+    let in_use = u64::from_le_bytes(in_use) & !initial;
+    saved[XSTATE_BV].copy_from_slice(&in_use.to_le_bytes());
 }
 
 /// The XSAVE area and XCR0.
@@ -151,6 +163,14 @@ mod tests {
         let saved = layout.to_saved(&area);
         assert_eq!(saved[2688..2696], area[832..840]);
         assert_eq!(layout.to_host(saved.as_slice().try_into().unwrap()).unwrap(), area);
+    }
+
+    #[test]
+    fn a_component_of_zeros_is_one_that_was_never_used() {
+        let mut area = [0; 4096];
+        area[XSTATE_BV].copy_from_slice(&0x207u64.to_le_bytes());
+        area[576] = 1;
+        assert_eq!(amd().to_saved(&area)[XSTATE_BV], 7u64.to_le_bytes());
     }
 
     #[test]
