@@ -71,7 +71,7 @@ fn run(batch: &[(u64, Case)], host: &mut Host, interpreter: &mut Interpreter, re
         report.compared += 1;
         match guest {
             Ok(guest) => {
-                let differences = compare::differences(&case.ins, &case.start, host, &guest);
+                let differences = compare::differences(&case.ins, host, &guest);
                 report.add(*index, case, Some((host, &guest)), differences);
             }
             Err(_) => report.add(*index, case, None, vec!["the interpreter panicked".into()]),

@@ -132,9 +132,9 @@ impl Ospite {
         let name = ptsname(&master, Vec::new())?;
         let terminal =
             File::options().read(true).write(true).open(OsStr::new(name.to_str().unwrap_or_default()))?;
-        // A session whose terminal this is, as a login would make it.
+        // A session whose terminal this is, as a login would make it. setsid becomes ospite.
         let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait"]).arg(artefacts::ospite()).args(self.args());
+        command.args(["--ctty"]).arg(artefacts::ospite()).args(self.args());
         command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal.try_clone()?);
         let child = command.spawn()?;
         let keys = File::from(master.as_fd().try_clone_to_owned()?);

@@ -98,11 +98,6 @@ impl Session {
         }
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits for the process to end.
     pub fn end(mut self, seconds: u64) -> End {
         let deadline = Instant::now() + patience(seconds);

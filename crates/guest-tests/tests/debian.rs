@@ -153,3 +153,14 @@ fn a_power_cut_in_the_middle_of_writing_leaves_a_whole_qcow2_and_what_was_synced
     assert_eq!(shell.run("cat /root/note"), "kept");
     powers_off(shell.leave("poweroff"));
 }
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn a_virtio_console_has_a_login_of_its_own() {
+    let disk = Disk::raw();
+    let mut session = disk.ospite().option("--console", "virtio").start();
+    session.wait_for("ospite hvc0", 600);
+    let mut shell = Shell::login(session);
+    assert_eq!(shell.run("tty"), "/dev/hvc0");
+    powers_off(shell.leave("poweroff"));
+}

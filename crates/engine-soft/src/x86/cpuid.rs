@@ -52,16 +52,16 @@ const EDX_1: u32 = 1
     | 1 << 26;
 /// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, BMI2, ERMS, ADX, CLFLUSHOPT, CLWB, SHA.
 const EBX_7: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 29;
-/// TSC_ADJUST, SMEP, INVPCID, SMAP: the engine's own.
-const EBX_7_OWN: u32 = 1 << 1 | 1 << 7 | 1 << 10 | 1 << 20;
+/// TSC_ADJUST, SMEP, INVPCID, no FPU CS and DS, SMAP: the engine's own.
+const EBX_7_OWN: u32 = 1 << 1 | 1 << 7 | 1 << 10 | 1 << 13 | 1 << 20;
 /// Leaf 7 ECX: VAES, VPCLMULQDQ, GFNI; RDPID.
 const ECX_7: u32 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 22;
 /// UMIP.
 const ECX_7_OWN: u32 = 1 << 2;
 /// Leaf 7 EDX: FSRM; SPEC_CTRL is not offered, nothing here needs it.
 const EDX_7: u32 = 1 << 4;
-/// Leaf 0x80000001 ECX: LAHF, ABM, SSE4A, MISALIGNSSE, 3DNOWPREFETCH; cut to what Intel and AMD share but SSE4A.
-const ECX_EXT: u32 = 1 | 1 << 5 | 1 << 7 | 1 << 8;
+/// Leaf 0x80000001 ECX: LAHF, ABM, SSE4A, MISALIGNSSE, 3DNOWPREFETCH.
+const ECX_EXT: u32 = 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8;
 /// Leaf 0x80000001 EDX: SYSCALL, NX, page1GB, RDTSCP, LM.
 const EDX_EXT: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 

@@ -11,6 +11,9 @@ use crate::clock::Clock;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// Variable-range MTRRs that are offered.
 const VARIABLE_MTRRS: u32 = 8;
+/// AMD's four legacy event selectors and counters (APM 2, 13.2.1), on every AMD CPU whatever CPUID
+/// says. They count nothing: read as 0, ignore writes, so that no guest takes them for working ones.
+const AMD_PERF: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 /// AMD's SYSCFG, HWCR and northbridge configuration: read by kernels on AMD CPUs, kept as written.
 const AMD_SYSCFG: u32 = 0xc001_0010;
 const AMD_HWCR: u32 = 0xc001_0015;
@@ -194,6 +197,10 @@ impl Cpu {
         if ahead as i64 <= 0 { now } else { now.saturating_add(ahead) }
     }
 
+    fn idle_counter(&self, index: u32) -> bool {
+        !self.vm.cpuid.is_intel() && AMD_PERF.contains(&index)
+    }
+
     fn rearm_tsc_deadline(&mut self) {
         match self.tsc_deadline() {
             0 => {}
@@ -206,6 +213,9 @@ impl Cpu {
         let m = &self.msrs;
         if let Some(n) = fixed_mtrr(index) {
             return Ok(m.mtrr_fixed[n]);
+        }
+        if self.idle_counter(index) {
+            return Ok(0);
         }
         Ok(match index {
             IA32_TSC => self.tsc(),
@@ -258,6 +268,9 @@ impl Cpu {
     pub fn write_msr(&mut self, index: u32, value: u64) -> Exec {
         if let Some(n) = fixed_mtrr(index) {
             self.msrs.mtrr_fixed[n] = value;
+            return Ok(());
+        }
+        if self.idle_counter(index) {
             return Ok(());
         }
         let m = &mut self.msrs;
@@ -338,5 +351,21 @@ impl Cpu {
         self.tlb.flush_all(pcid);
         self.update_mode();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Guest;
+    use super::*;
+
+    #[test]
+    fn counters_that_every_amd_cpu_has_are_there_and_idle() {
+        let mut guest = Guest::new(64, &[]);
+        let there = !guest.cpu.vm.cpuid.is_intel();
+        for index in 0xc001_0000..=0xc001_0007 {
+            assert_eq!(guest.cpu.write_msr(index, 0x43_0076).is_ok(), there, "{index:#x}");
+            assert_eq!(guest.cpu.read_msr(index).ok(), there.then_some(0), "{index:#x}");
+        }
     }
 }

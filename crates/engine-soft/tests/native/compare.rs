@@ -13,7 +13,7 @@ const NAMES: [&str; 16] = [
 ];
 
 /// The differences between what the host did and what the interpreter did.
-pub fn differences(ins: &Instruction, start: &Start, host: &End, guest: &End) -> Vec<String> {
+pub fn differences(ins: &Instruction, host: &End, guest: &End) -> Vec<String> {
     let mut found = Differences { list: Vec::new() };
     let addresses = 12..=14;
     if (in_parts(ins) || pushes_a_target(ins))
@@ -31,7 +31,7 @@ pub fn differences(ins: &Instruction, start: &Start, host: &End, guest: &End) ->
     for (i, name) in NAMES.into_iter().enumerate() {
         found.number(name, host.gpr[i], guest.gpr[i]);
     }
-    let defined = (STATUS | DF) & !undefined_flags(ins, start, host);
+    let defined = (STATUS | DF) & !undefined_flags(ins, host);
     found.number("flags", host.rflags & defined, guest.rflags & defined);
     let stopped = host.vector == 19 && several_steps(ins);
     found.extended(&host.xsave, &guest.xsave, if stopped { !0x3f } else { !0 });
@@ -61,7 +61,7 @@ fn several_steps(ins: &Instruction) -> bool {
 }
 
 /// Flags that may be anything.
-fn undefined_flags(ins: &Instruction, _start: &Start, host: &End) -> u64 {
+fn undefined_flags(ins: &Instruction, host: &End) -> u64 {
     use iced_x86::RflagsBits as R;
     let pairs = [(R::CF, 0x1), (R::PF, 0x4), (R::AF, 0x10), (R::ZF, 0x40), (R::SF, 0x80), (R::OF, 0x800)];
     let undefined: u64 =

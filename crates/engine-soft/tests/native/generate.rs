@@ -212,6 +212,12 @@ impl Generator {
             // VEX: every map and prefix; vvvv often as instructions without a third operand want it.
             let vvvv = if random.chance(2) { 0xf } else { random.below(16) as u8 };
             let last = vvvv << 3 | (random.below(2) as u8) << 2 | random.below(4) as u8;
+            // Groups and gathers take the same opcode for many instructions.
+            let opcode = if random.chance(6) {
+                random.pick(&[0x71, 0x72, 0x73, 0x90, 0x91, 0x92, 0x93, 0xf3])
+            } else {
+                opcode
+            };
             if random.chance(4) {
                 bytes.extend([0xc5, last | (random.below(2) as u8) << 7, opcode]);
             } else {
@@ -226,6 +232,7 @@ impl Generator {
         } else {
             match random.below(8) {
                 0..=1 => bytes.push(0x66),
+                2 if random.chance(4) => bytes.extend([0x66, random.pick(&[0xf2, 0xf3])]),
                 2 => bytes.push(0xf2),
                 3 => bytes.push(0xf3),
                 _ => {}

@@ -33,7 +33,7 @@ impl Interpreter {
         entry(PT, CODE >> 12, CODE | P_US);
         for offset in (0..READABLE as u64).step_by(4096) {
             let rights = if offset < WRITABLE as u64 { P_RW_US } else { P_US };
-            entry(PT, (AREA + offset) >> 12, AREA + offset | rights | NX);
+            entry(PT, (AREA + offset) >> 12, (AREA + offset) | rights | NX);
         }
         let cpu = &mut guest.cpu;
         cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;

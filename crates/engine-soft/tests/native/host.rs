@@ -59,7 +59,8 @@ extern "C" fn handler(_signal: i32, _info: *mut libc::siginfo_t, context: *mut l
     // SAFETY: the kernel passes a context with an XSAVE area in standard format; only this handler and,
     // not at the same time, the child's main loop touch RUNNING, whose pointers are set before.
     unsafe {
-        let running = &mut *(&raw mut RUNNING);
+        let running = &raw mut RUNNING;
+        let running = &mut *running;
         let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         let xsave = machine.fpregs.cast::<u8>();
         if running.in_case {

@@ -111,7 +111,7 @@ impl Random {
             4 => {
                 let integer = self.below(1000) + 1;
                 let shift = integer.leading_zeros();
-                (integer << shift, 16383 + 63 - shift as u16 | sign)
+                (integer << shift, (16383 + 63 - shift as u16) | sign)
             }
             5 => (self.next(), self.next() as u16),
             _ => (normal | self.next(), (16383 - 40 + self.below(80) as u16) | sign),

@@ -18,7 +18,7 @@ impl Keyboard {
     /// Types, waiting for a guest that does not read. One that has ended needs no keys.
     pub fn send(&self, bytes: &[u8]) {
         match self {
-            Keyboard::Serial(line) => drop(line.send(bytes)),
+            Keyboard::Serial(line) => line.send(bytes),
             Keyboard::Virtio(line) => line.send(bytes),
         }
     }

@@ -648,4 +648,35 @@ mod tests {
         assert_ne!(a.entry, c.entry);
         assert_eq!(c.plan, plan::SSE | plan::LOAD | plan::ALIGNED);
     }
+
+    #[test]
+    fn what_is_executed_is_what_cpuid_tells() {
+        let guest = crate::x86::testing::Guest::new(64, &[]);
+        let ask = |leaf, register: usize, bit: u32| {
+            guest.cpu.vm.cpuid.query(&guest.cpu, leaf, 0)[register] >> bit & 1 != 0
+        };
+        for (feature, leaf, register, bit) in [
+            (CpuidFeature::MMX, 1, 3, 23),
+            (CpuidFeature::SSE, 1, 3, 25),
+            (CpuidFeature::SSE2, 1, 3, 26),
+            (CpuidFeature::SSE3, 1, 2, 0),
+            (CpuidFeature::PCLMULQDQ, 1, 2, 1),
+            (CpuidFeature::SSSE3, 1, 2, 9),
+            (CpuidFeature::FMA, 1, 2, 12),
+            (CpuidFeature::SSE4_1, 1, 2, 19),
+            (CpuidFeature::SSE4_2, 1, 2, 20),
+            (CpuidFeature::AES, 1, 2, 25),
+            (CpuidFeature::AVX, 1, 2, 28),
+            (CpuidFeature::F16C, 1, 2, 29),
+            (CpuidFeature::AVX2, 7, 1, 5),
+            (CpuidFeature::AVX512F, 7, 1, 16),
+            (CpuidFeature::SHA, 7, 1, 29),
+            (CpuidFeature::GFNI, 7, 2, 8),
+            (CpuidFeature::VAES, 7, 2, 9),
+            (CpuidFeature::VPCLMULQDQ, 7, 2, 10),
+            (CpuidFeature::SSE4A, 0x8000_0001, 2, 6),
+        ] {
+            assert_eq!(offered(feature), ask(leaf, register, bit), "{feature:?}");
+        }
+    }
 }

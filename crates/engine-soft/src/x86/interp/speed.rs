@@ -68,3 +68,60 @@ fn calls_and_returns() {
     ];
     measure("calls", &code, 6, 10_000_000);
 }
+
+#[test]
+#[ignore = "takes a second"]
+fn vectors_and_x87() {
+    #[rustfmt::skip]
+    let string = [
+        0xf3, 0x0f, 0x6f, 0x06,       // movdqu xmm0, [rsi]
+        0x66, 0x0f, 0x74, 0xc1,       // pcmpeqb xmm0, xmm1
+        0x66, 0x0f, 0xd7, 0xc0,       // pmovmskb eax, xmm0
+        0x66, 0x0f, 0xef, 0xd2,       // pxor xmm2, xmm2
+        0x48, 0xff, 0xc9,             // dec rcx
+        0x75, 0xeb,                   // jne start
+        0xeb, 0x00,                   // jmp end
+    ];
+    measure("SSE2 string functions", &string, 6, 5_000_000);
+    #[rustfmt::skip]
+    let avx = [
+        0xc5, 0xfe, 0x6f, 0x06,       // vmovdqu ymm0, [rsi]
+        0xc5, 0xfd, 0x74, 0xc9,       // vpcmpeqb ymm1, ymm0, ymm1
+        0xc5, 0xfd, 0xd7, 0xc1,       // vpmovmskb eax, ymm1
+        0xc5, 0xf8, 0x77,             // vzeroupper
+        0x48, 0xff, 0xc9,             // dec rcx
+        0x75, 0xec,                   // jne start
+        0xeb, 0x00,                   // jmp end
+    ];
+    measure("AVX2 string functions", &avx, 6, 5_000_000);
+    #[rustfmt::skip]
+    let stubs = [
+        0x66, 0x0f, 0xfd, 0xc1,       // paddw xmm0, xmm1
+        0x66, 0x0f, 0x38, 0x00, 0xc1, // pshufb xmm0, xmm1
+        0xc5, 0xf5, 0xfd, 0xc1,       // vpaddw ymm0, ymm1, ymm1
+        0x48, 0xff, 0xc9,             // dec rcx
+        0x75, 0xee,                   // jne start
+        0xeb, 0x00,                   // jmp end
+    ];
+    measure("integer vectors by stubs", &stubs, 5, 2_000_000);
+    #[rustfmt::skip]
+    let floats = [
+        0xf2, 0x0f, 0x58, 0xc1,       // addsd xmm0, xmm1
+        0x0f, 0x59, 0xc1,             // mulps xmm0, xmm1
+        0xf2, 0x48, 0x0f, 0x2a, 0xd1, // cvtsi2sd xmm2, rcx
+        0x48, 0xff, 0xc9,             // dec rcx
+        0x75, 0xef,                   // jne start
+        0xeb, 0x00,                   // jmp end
+    ];
+    measure("SSE2 floating point by stubs", &floats, 5, 2_000_000);
+    #[rustfmt::skip]
+    let x87 = [
+        0xdd, 0x06,                   // fld qword [rsi]
+        0xd8, 0xc0,                   // fadd st, st
+        0xdd, 0x1e,                   // fstp qword [rsi]
+        0x48, 0xff, 0xc9,             // dec rcx
+        0x75, 0xf5,                   // jne start
+        0xeb, 0x00,                   // jmp end
+    ];
+    measure("x87 by stubs", &x87, 5, 500_000);
+}

@@ -22,7 +22,10 @@ trait Lane {
     #[inline(always)]
     fn apply(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
         // SAFETY: all are 16 bytes without invalid values.
-        unsafe { std::mem::transmute(Self::lane(std::mem::transmute(a), std::mem::transmute(b))) }
+        unsafe {
+            let wide = std::mem::transmute::<[u64; 2], __m128i>;
+            std::mem::transmute::<__m128i, [u64; 2]>(Self::lane(wide(a), wide(b)))
+        }
     }
 
     #[inline(always)]

@@ -37,14 +37,14 @@ pub fn lower(l: &Lower<'_>, op: &mut Op) -> Option<Handler> {
 #[inline(always)]
 fn element(register: &Ymm, n: usize, bytes: usize) -> u64 {
     match bytes {
-        4 => register[n / 2 & 3] >> (32 * (n & 1)) & 0xffff_ffff,
+        4 => register[(n / 2) & 3] >> (32 * (n & 1)) & 0xffff_ffff,
         _ => register[n & 3],
     }
 }
 
 #[inline(always)]
 fn set_element(register: &mut Ymm, n: usize, bytes: usize, value: u64) {
-    let (word, shift) = if bytes == 4 { (n / 2 & 3, 32 * (n & 1)) } else { (n & 3, 0) };
+    let (word, shift) = if bytes == 4 { ((n / 2) & 3, 32 * (n & 1)) } else { (n & 3, 0) };
     let field = if bytes == 4 { 0xffff_ffff << shift } else { u64::MAX };
     register[word] = register[word] & !field | value << shift & field;
 }
@@ -71,7 +71,7 @@ impl Cpu {
 /// `Op::ext` of `VMASKMOV`: element size, and how many.
 fn conditional(l: &Lower<'_>, op: &mut Op, bytes: u32, wide: bool) -> Handler {
     let vector = if wide { 32 } else { 16 };
-    op.ext = bytes | vector / bytes << 8;
+    op.ext = bytes | (vector / bytes) << 8;
     if l.is_mem(0) { store_some } else { load_some }
 }
 
@@ -180,7 +180,7 @@ fn mask_move_mm(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 fn mask_move(cpu: &mut Cpu, op: &Op, value: [u64; 2], mask: [u64; 2], count: usize) -> Exec {
-    let byte = |register: [u64; 2], n: usize| (register[n / 8 & 1] >> (8 * (n & 7))) as u8;
+    let byte = |register: [u64; 2], n: usize| (register[(n / 8) & 1] >> (8 * (n & 7))) as u8;
     for store in [false, true] {
         for n in (0..count).filter(|&n| byte(mask, n) & 0x80 != 0) {
             let linear = cpu.element_linear(op, n as u64, 1, true)?;

@@ -264,6 +264,9 @@ fn unmasked(cpu: &mut Cpu, op: &Op, wanted: Wanted) -> Exec {
         call(cpu, op, wanted);
         cpu.fpu.run_mxcsr & MXCSR_FLAGS
     };
+    // One thing stays unknown: whether the result that an unmasked overflow or underflow would have
+    // delivered, with an unbounded exponent, is inexact; PE says it of the masked one.
+    //
     // An unmasked underflow is raised for a tiny result even if it is exact, which masked execution
     // does not report – but flushing to zero does. An unmasked underflow turns flushing off.
     let mut control = mxcsr;

@@ -121,8 +121,8 @@ fn in_use(tags: u16) -> u8 {
     (0..8).fold(0, |bits, physical| bits | u8::from(tags >> (2 * physical) & 3 != 3) << physical)
 }
 
-/// The environment as `FNSTENV` stores it, in words of `T`.
-fn environment<T: Int>(cpu: &Cpu) -> [u32; WORDS] {
+/// The environment as `FNSTENV` stores it; narrow words are cut.
+fn environment(cpu: &Cpu) -> [u32; WORDS] {
     let (x87, Pointers { fip, fdp, fop }) = (&cpu.fpu.x87, cpu.fpu.pointers);
     let [control, status, tags] = [x87.fcw, x87.fsw, tags(x87)].map(|word| 0xffff_0000 | u32::from(word));
     if real_mode(cpu) {
@@ -153,7 +153,7 @@ fn set_environment<T: Int>(cpu: &mut Cpu, words: [u32; WORDS]) {
 }
 
 fn store_environment<T: Int>(cpu: &mut Cpu, linear: u64) -> Exec {
-    for (i, word) in (0u64..).zip(environment::<T>(cpu)) {
+    for (i, word) in (0u64..).zip(environment(cpu)) {
         cpu.store_linear(cpu.view(), cpu.along(linear, i * T::BYTES), T::cut(word.into()))?;
     }
     Ok(())
