@@ -15,9 +15,8 @@ pass() {
 }
 
 doctor() {
-    /kvm/ospite doctor >doctor
-    cat doctor
-    grep -q 'yes *kvm .*(what --engine auto takes)' doctor
+    /kvm/ospite doctor | tee findings
+    grep -q 'yes *kvm .*(what --engine auto takes)' findings
 }
 
 # boot CPUS COMMAND: a guest with a disk; its shell runs COMMAND. What it prints is in `console`.

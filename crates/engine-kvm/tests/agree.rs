@@ -572,7 +572,8 @@ fn a_guest_that_moves_between_engines_comes_to_the_same_result() {
         if guest.io.ended.load(Ordering::SeqCst) {
             break;
         }
-        let there: &dyn Engine = if moves.fetch_add(1, Ordering::Relaxed) % 2 == 0 { &soft } else { &kvm };
+        let there: &dyn Engine =
+            if moves.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { &soft } else { &kvm };
         guest = guest.move_to(there);
     }
     assert!(moves.into_inner() >= 2, "it ended before it was moved to and fro");

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -171,10 +172,16 @@ pub fn kvm() -> Option<KvmEngine> {
     match KvmEngine::any() {
         Ok(engine) => Some(engine),
         Err(error) => {
-            eprintln!("SKIPPED, nothing was tested: {error}");
+            skipped(&error.to_string());
             None
         }
     }
+}
+
+/// Past the test harness, which shows nothing of tests that pass.
+fn skipped(why: &str) {
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {why}");
 }
 
 /// Whether there is hardware behind `/dev/kvm`. Says so where a test needs it and there is none: what
@@ -183,7 +190,7 @@ pub fn hardware() -> bool {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let there = engine_kvm::extension(&cpuinfo).is_some();
     if !there {
-        eprintln!("SKIPPED, nothing was tested: there is no hardware behind /dev/kvm");
+        skipped("there is no hardware behind /dev/kvm; `make test-kvm` has some");
     }
     there
 }
