@@ -1,23 +1,33 @@
 //! One vCPU of the software engine, as the `engine` traits see it.
 
+#![allow(unsafe_code)] // enters the translator
+
 use std::sync::Arc;
 
 use engine::{CpuIo, CpuState, Error, Exit, StopHandle};
 
+use crate::Tier;
 use crate::vm::{Shared, attention};
 use crate::x86::block::Blocks;
 use crate::x86::cpu::Cpu;
 use crate::x86::run;
+use crate::x86::translate::frame::CpuBox;
+use crate::x86::translate::translator::Translator;
 
-/// A vCPU and its decoded code.
+/// A vCPU and its decoded and translated code.
 pub struct SoftVcpu {
-    cpu: Box<Cpu>,
+    cpu: CpuBox,
     blocks: Blocks,
+    translator: Option<Box<Translator>>,
 }
 
 impl SoftVcpu {
-    pub(crate) fn new(id: u32, shared: Arc<Shared>) -> SoftVcpu {
-        SoftVcpu { cpu: Box::new(Cpu::new(id, shared)), blocks: Blocks::default() }
+    pub(crate) fn new(id: u32, shared: Arc<Shared>, tier: Tier) -> Result<SoftVcpu, Error> {
+        let translator = match tier {
+            Tier::Interpreter => None,
+            tier => Some(Box::new(Translator::new(tier == Tier::Lockstep)?)),
+        };
+        Ok(SoftVcpu { cpu: CpuBox::new(Cpu::new(id, shared))?, blocks: Blocks::default(), translator })
     }
 }
 
@@ -39,7 +49,15 @@ impl engine::Vcpu for SoftVcpu {
 
     fn run(&mut self, io: &dyn CpuIo) -> Result<Exit, Error> {
         let blocks = &mut self.blocks;
-        Ok(self.cpu.with_io(io, |cpu| run::run(cpu, blocks)))
+        Ok(match &mut self.translator {
+            None => self.cpu.with_io(io, |cpu| run::run(cpu, blocks)),
+            Some(translator) => self.cpu.with_io(io, |cpu| {
+                run::run_by(cpu, |cpu| {
+                    // SAFETY: the vCPU is in a box of that kind.
+                    unsafe { translator.step(cpu, blocks) }
+                })
+            }),
+        })
     }
 
     fn stop_handle(&self) -> Arc<dyn StopHandle> {
@@ -61,6 +79,9 @@ impl engine::Vcpu for SoftVcpu {
         self.cpu.vm.vcpus[self.cpu.id as usize].take(!attention::STOP);
         self.cpu.init(true);
         self.blocks.clear();
+        if let Some(translator) = &mut self.translator {
+            translator.clear(&mut self.cpu);
+        }
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use engine::{Error, Msi, VmConfig};
 use mem::GuestRam;
 
+use crate::Tier;
 use crate::clock::Clock;
 use crate::x86::cpuid::Cpuid;
 use crate::x86::lapic::{Message, SharedLapic};
@@ -27,6 +28,8 @@ pub mod attention {
     pub const STOP: u32 = 1 << 5;
     /// A page became code: writable TLB entries are out of date.
     pub const CODE: u32 = 1 << 6;
+    /// The APIC timer's deadline passed.
+    pub const TIMER: u32 = 1 << 7;
 }
 
 /// NMIs that a CPU holds: the one that it takes next, and one behind it.
@@ -43,6 +46,8 @@ pub struct Mailbox {
     /// The latest code epoch whose protection this vCPU carried out; `u64::MAX` while it is parked and
     /// writes nothing.
     code_epoch: AtomicU64,
+    /// When the APIC timer fires, while the vCPU runs translated code, which does not look at the clock.
+    pub deadline: AtomicU64,
     /// The part of its local APIC that others reach.
     pub lapic: SharedLapic,
     sleep: Mutex<()>,
@@ -56,6 +61,7 @@ impl Mailbox {
             nmis: AtomicU32::new(0),
             sipi_vector: AtomicU32::new(0),
             code_epoch: AtomicU64::new(u64::MAX),
+            deadline: AtomicU64::new(u64::MAX),
             lapic: SharedLapic::new(id),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -66,6 +72,11 @@ impl Mailbox {
     #[inline(always)]
     pub fn attention(&self) -> u32 {
         self.attention.load(Ordering::Relaxed)
+    }
+
+    /// Where [`Mailbox::attention`] is, for translated code.
+    pub fn attention_address(&self) -> u64 {
+        self.attention.as_ptr().expose_provenance() as u64
     }
 
     /// Takes `bits` away and returns which of them were set.
@@ -230,13 +241,17 @@ impl Shared {
 /// A VM of the software engine.
 pub struct SoftVm {
     shared: Arc<Shared>,
+    tier: Tier,
     created: Mutex<Vec<bool>>,
 }
 
 impl SoftVm {
-    pub(crate) fn new(config: &VmConfig, ram: GuestRam) -> Result<SoftVm, Error> {
+    pub(crate) fn new(config: &VmConfig, ram: GuestRam, tier: Tier) -> Result<SoftVm, Error> {
         let shared = Arc::new(Shared::new(config, ram)?);
-        Ok(SoftVm { shared, created: Mutex::new(vec![false; config.cpus as usize]) })
+        if tier != Tier::Interpreter {
+            crate::ticker::start(&shared);
+        }
+        Ok(SoftVm { shared, tier, created: Mutex::new(vec![false; config.cpus as usize]) })
     }
 }
 
@@ -250,7 +265,7 @@ impl engine::Vm for SoftVm {
                 return Err(Error::Unsupported { engine: "soft", what });
             }
         }
-        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone())))
+        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone(), self.tier)?))
     }
 
     fn send_msi(&self, msi: Msi) {

@@ -2,11 +2,21 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
 use crate::PAGE_SIZE;
+
+/// See [`code_changes`].
+static CODE_CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// How many times a page with code was written, in the whole process. An engine that keeps jumps between
+/// pieces of translated code looks here whether any of them may be void.
+#[inline]
+pub fn code_changes() -> u64 {
+    CODE_CHANGES.load(Ordering::Acquire)
+}
 
 /// The log entry of one page.
 ///
@@ -63,6 +73,7 @@ impl PageState {
             // Lost races are fine: somebody else's write voided the code just as well.
             let next = version.wrapping_add(1);
             let _ = self.version.compare_exchange(version, next, Ordering::AcqRel, Ordering::Relaxed);
+            CODE_CHANGES.fetch_add(1, Ordering::AcqRel);
         }
     }
 

@@ -217,6 +217,9 @@ impl Cpu {
         if self.lapic.claims(walked.gpa) {
             return None;
         }
+        if write && let Some(log) = &mut self.write_log {
+            log.before_write(walked.gpa & !OFFSET, &page);
+        }
         // A page with code must be written the slow way, so that the code is voided. It becomes data
         // by that, and the next write may enter it as writable.
         let writable = write && walked.writable && !page.state.has_code();
@@ -326,6 +329,9 @@ impl Cpu {
         let vm = self.vm.clone();
         match vm.ram.page(gpa) {
             Some(page) if !self.lapic.claims(gpa) => {
+                if let Some(log) = &mut self.write_log {
+                    log.before_write(gpa & !OFFSET, &page);
+                }
                 for (i, &byte) in data.iter().enumerate() {
                     // SAFETY: the callers stay within the page.
                     unsafe { mem::HostInt::store(page.host.add(((gpa + i as u64) & OFFSET) as usize), byte) };
@@ -337,6 +343,9 @@ impl Cpu {
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) {
+        if let Some(log) = &mut self.write_log {
+            log.outside = true;
+        }
         if self.lapic.claims(gpa) {
             self.lapic_mmio_read(gpa, data);
         } else {
@@ -345,6 +354,9 @@ impl Cpu {
     }
 
     fn mmio_write(&mut self, gpa: u64, data: &[u8]) {
+        if let Some(log) = &mut self.write_log {
+            log.outside = true;
+        }
         if self.lapic.claims(gpa) {
             self.lapic_mmio_write(gpa, data);
         } else {

@@ -11,9 +11,15 @@ use super::lapic::Lapic;
 use super::msr::Msrs;
 use super::op::{MemRef, Op, RIP, seg};
 use super::tlb::{Tlb, View};
+use super::translate::frame::Frame;
+use super::translate::lockstep::WriteLog;
 use crate::vm::Shared;
 
 /// One vCPU. Instruction handlers get it by `&mut`; everything a handler may touch is here.
+///
+/// Translated code addresses it too, from the stack pointer: the registers come first to be within reach
+/// of a short displacement, and the alignment is that of a stack.
+#[repr(C, align(64))]
 pub struct Cpu {
     /// General registers 0-15, then [`super::op::ZERO`] and [`RIP`]; the rest pads to a power of two,
     /// so that a masked index needs no check.
@@ -22,6 +28,8 @@ pub struct Cpu {
     pub next_rip: u64,
     /// RFLAGS, always complete.
     pub rflags: u64,
+    /// Slots of translated code.
+    pub frame: Frame,
     /// ES, CS, SS, DS, FS, GS.
     pub segs: [Segment; 6],
     /// Local descriptor table.
@@ -74,6 +82,8 @@ pub struct Cpu {
     pub debug_trap: u64,
     /// An event that a restored state was caught in the delivery of.
     pub pending: Option<PendingEvent>,
+    /// What memory was before it is written, while an instruction may have to be undone (lockstep).
+    pub write_log: Option<Box<WriteLog>>,
     /// What all vCPUs share.
     pub vm: Arc<Shared>,
     /// Number of this vCPU.
@@ -154,6 +164,7 @@ impl Cpu {
             regs: [0; 32],
             next_rip: 0,
             rflags: rflags::FIXED,
+            frame: Frame::default(),
             segs: [Segment::default(); 6],
             ldtr: Segment::default(),
             tr: Segment::default(),
@@ -178,6 +189,7 @@ impl Cpu {
             leave_block: false,
             debug_shadow: false,
             debug_trap: 0,
+            write_log: None,
             pending: None,
             vm,
             id,

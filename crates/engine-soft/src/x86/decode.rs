@@ -50,6 +50,11 @@ impl Lower<'_> {
 /// `Err` is the exception that executing it raises: `#UD`, or `#GP(0)` for more than 15 bytes. If the
 /// bytes end before the instruction does, the answer is `Ok(None)`.
 pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
+    Ok(decode_full(bytes, mode)?.map(|(_, op)| op))
+}
+
+/// As [`decode`], with what `iced` found (at address 0).
+pub fn decode_full(bytes: &[u8], mode: &Mode) -> Exec<Option<(Instruction, Op)>> {
     let mut decoder = Decoder::with_ip(mode.code_bits.into(), bytes, 0, DecoderOptions::NONE);
     let mut ins = Instruction::default();
     decoder.decode_out(&mut ins);
@@ -57,7 +62,6 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         DecoderError::None => {}
         DecoderError::NoMoreBytes if bytes.len() < MAX_LEN => return Ok(None),
         DecoderError::NoMoreBytes => return Err(Exception::GP0),
-        _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0), // longer than any instruction
         // The library stops at the longest length by itself.
         _ if decoder.position() >= MAX_LEN => return Err(Exception::GP0),
         _ => return Err(Exception::new(vector::UD)),
@@ -68,7 +72,7 @@ pub fn decode(bytes: &[u8], mode: &Mode) -> Exec<Option<Op>> {
         Some(run) => op.run = run,
         None => return Err(Exception::UD),
     }
-    Ok(Some(op))
+    Ok(Some((ins, op)))
 }
 
 fn placeholder(_: &mut super::cpu::Cpu, _: &Op) -> Exec {

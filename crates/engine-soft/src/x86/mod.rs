@@ -16,6 +16,7 @@ mod descriptor;
 pub mod event;
 pub mod exception;
 mod far;
+pub mod fast;
 pub mod fpu;
 pub mod int;
 pub mod interp;
@@ -33,4 +34,5 @@ mod task;
 #[doc(hidden)] // for this crate's tests, those in `tests/` too
 pub mod testing;
 pub mod tlb;
+pub mod translate;
 pub mod walk;

@@ -21,8 +21,13 @@ use crate::vm::attention;
 /// The timer is looked at every so many blocks; some microseconds.
 const TIMER_BLOCKS: u32 = 128;
 
-/// Runs guest code until there is a reason to stop.
+/// Interprets guest code until there is a reason to stop.
 pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
+    run_by(cpu, |cpu| step_block(cpu, blocks))
+}
+
+/// Runs guest code by `step`, which goes some way on with it, until there is a reason to stop.
+pub fn run_by(cpu: &mut Cpu, mut step: impl FnMut(&mut Cpu) -> Exec) -> Exit {
     let vm = cpu.vm.clone();
     let mailbox = &vm.vcpus[cpu.id as usize];
     renew_translations(cpu);
@@ -50,7 +55,7 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
                 Attend::Leave(exit) => break exit,
             }
         }
-        if let Err(exception) = step_block(cpu, blocks)
+        if let Err(exception) = step(cpu)
             && cpu.deliver(Event::Exception(exception)).is_err()
         {
             break Exit::Shutdown;
@@ -163,7 +168,7 @@ fn fetch_view(cpu: &Cpu) -> View {
 
 /// Guest-physical page of the code at a linear address.
 #[inline(always)]
-fn code_page(cpu: &mut Cpu, linear: u64) -> Exec<u64> {
+pub(super) fn code_page(cpu: &mut Cpu, linear: u64) -> Exec<u64> {
     if let Some(page) = cpu.tlb.code(cpu.cpl == 3, linear) {
         return Ok(page);
     }
@@ -188,11 +193,7 @@ fn run_new(cpu: &mut Cpu, blocks: &mut Blocks, linear: u64, key: Key) -> Exec {
         cpu.tlb.protect_writes();
     }
     let from = (gpa & (PAGE_SIZE - 1)) as usize;
-    let mut bytes = [0u8; PAGE_SIZE as usize];
-    for (i, byte) in bytes.iter_mut().enumerate().skip(from) {
-        // SAFETY: within the page.
-        *byte = unsafe { HostInt::load(page.host.add(i)) };
-    }
+    let bytes = copy_page(&page);
     let (ops, len) = decode_run(cpu, &bytes[from..]);
     if ops.is_empty() || !within_limit(cpu, len) {
         return run_one(cpu, linear);
@@ -203,6 +204,17 @@ fn run_new(cpu: &mut Cpu, blocks: &mut Blocks, linear: u64, key: Key) -> Exec {
     } else {
         run_ops(cpu, &ops)
     }
+}
+
+/// The bytes of a page.
+pub(super) fn copy_page(page: &mem::Page<'_>) -> [u8; PAGE_SIZE as usize] {
+    let mut bytes = [0u8; PAGE_SIZE as usize];
+    for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
+        // SAFETY: within the page.
+        let word: u64 = unsafe { HostInt::load(page.host.add(8 * i)) };
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 /// Decodes up to the end of the block or of the bytes. Stops before an instruction that does not
@@ -256,6 +268,9 @@ fn attend(cpu: &mut Cpu) -> Attend {
     }
     if mailbox.take(attention::CODE) != 0 {
         renew_translations(cpu);
+    }
+    if mailbox.take(attention::TIMER) != 0 {
+        cpu.check_timer();
     }
     if mailbox.take(attention::INIT) != 0 {
         cpu.init(false);

@@ -7,6 +7,8 @@
 //! Every privilege view ([`View`]) has an array of its own, so that a hit is one comparison with no
 //! look at permission bits. Only RAM is cached here; MMIO takes the slow path each time.
 
+use super::fast::{FastTlb, JumpCache};
+
 /// A view of memory: who is asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -65,6 +67,10 @@ pub struct Fill {
 
 /// The TLB of one vCPU.
 pub struct Tlb {
+    /// What translated code looks into; filled from `data`, forgotten with it.
+    pub fast: FastTlb,
+    /// Where jumps go in translated code; valid as long as the translations they were made with.
+    pub jumps: JumpCache,
     data: Box<[[Entry; ENTRIES]; VIEWS]>,
     /// Indexed by user (0) and supervisor (1).
     code: Box<[[CodeEntry; ENTRIES]; 2]>,
@@ -101,6 +107,8 @@ impl Tlb {
         let data = Entry { read: INVALID, write: INVALID, addend: 0 };
         let code = CodeEntry { tag: INVALID, gpa: 0 };
         let mut tlb = Tlb {
+            fast: FastTlb::default(),
+            jumps: JumpCache::default(),
             data: Box::new([[data; ENTRIES]; VIEWS]),
             code: Box::new([[code; ENTRIES]; 2]),
             asid: 0,
@@ -164,7 +172,34 @@ impl Tlb {
         if self.of_pcid[slot] == 0 {
             self.of_pcid[slot] = self.fresh_asid();
         }
-        self.asid = self.of_pcid[slot].into();
+        let asid = self.of_pcid[slot].into();
+        if asid != self.asid {
+            self.asid = asid;
+            self.fast.clear();
+            self.jumps.switch();
+        }
+    }
+
+    /// The tag of the current address space.
+    pub fn asid(&self) -> u64 {
+        self.asid
+    }
+
+    /// Whether the code page at `linear`, which hits, is a global one.
+    pub fn code_is_global(&self, user: bool, linear: u64) -> bool {
+        self.code[usize::from(!user)][index(linear)].tag == linear & PAGE | GLOBAL
+    }
+
+    /// Takes a page that hits here over into the fast part; `false` if it misses.
+    pub fn refill(&mut self, view: View, linear: u64, write: bool) -> bool {
+        let entry = &self.data[view as usize][index(linear)];
+        let page = linear & PAGE;
+        let readable = hits(entry.read, page, self.asid);
+        let writable = hits(entry.write, page, self.asid);
+        if readable && (writable || !write) {
+            self.fast.fill(view, linear, page.wrapping_add(entry.addend), writable);
+        }
+        readable && (writable || !write)
     }
 
     fn fresh_asid(&mut self) -> u16 {
@@ -185,6 +220,8 @@ impl Tlb {
         self.of_pcid.fill(0);
         self.large = [0; 8];
         self.next_asid = 1;
+        self.fast.clear();
+        self.jumps.clear();
         self.flushes += 1;
     }
 
@@ -212,6 +249,8 @@ impl Tlb {
         if self.large[region / 64] >> (region % 64) & 1 != 0 {
             return self.flush_all(current);
         }
+        self.fast.forget(linear);
+        self.jumps.forget(linear);
         let (page, at) = (linear & PAGE, index(linear));
         for entry in self.data.iter_mut().map(|view| &mut view[at]) {
             if entry.read & PAGE == page {
@@ -228,6 +267,7 @@ impl Tlb {
     /// Makes all writes take the slow path once more, so that they are logged (a page became code,
     /// or the dirty log was taken).
     pub fn protect_writes(&mut self) {
+        self.fast.protect_writes();
         for entry in self.data.as_flattened_mut() {
             entry.write = INVALID;
         }

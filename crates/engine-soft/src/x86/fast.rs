@@ -1,0 +1,266 @@
+//! The part of the TLB that translated code reads: laid out for a check of few instructions.
+//!
+//! It holds what is valid *now*: one address space, no tags to compare but the page. A switch of the
+//! address space empties it, and the [`Tlb`](super::tlb::Tlb) behind it, which knows ASIDs, refills it.
+
+use super::tlb::View;
+
+/// Entries of each view; a power of two.
+pub const FAST_ENTRIES: usize = 1024;
+/// Entries of the jump cache; a power of two.
+pub const JUMP_ENTRIES: usize = 4096;
+const PAGE: u64 = !0xfff;
+/// How many refills are remembered, so that emptying need not touch everything.
+const REMEMBERED: usize = 512;
+
+/// A page. `address - tag` is the offset within it, or out of range for any other page.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct FastEntry {
+    /// Linear page that reads hit.
+    pub read: u64,
+    /// Linear page that writes hit.
+    pub write: u64,
+    /// Host address of the page.
+    pub host: u64,
+    _pad: u64,
+}
+
+/// A page number that addresses of this slot never have.
+fn nowhere(slot: usize) -> u64 {
+    ((slot ^ 1) << 12) as u64
+}
+
+/// Slot of an address.
+#[inline(always)]
+pub fn slot(linear: u64) -> usize {
+    (linear >> 12) as usize & (FAST_ENTRIES - 1)
+}
+
+/// Data pages, by view.
+#[repr(C)]
+pub struct FastTlb {
+    /// By view, then by slot.
+    pub entries: [[FastEntry; FAST_ENTRIES]; 3],
+    refilled: [u16; REMEMBERED],
+    count: usize,
+}
+
+impl Default for FastTlb {
+    fn default() -> Self {
+        let mut entries = [[FastEntry { read: 0, write: 0, host: 0, _pad: 0 }; FAST_ENTRIES]; 3];
+        for view in &mut entries {
+            for (slot, entry) in view.iter_mut().enumerate() {
+                (entry.read, entry.write) = (nowhere(slot), nowhere(slot));
+            }
+        }
+        FastTlb { entries, refilled: [0; REMEMBERED], count: 0 }
+    }
+}
+
+impl FastTlb {
+    /// Enters a page; `write` if writes may hit it too.
+    pub fn fill(&mut self, view: View, linear: u64, host: u64, write: bool) {
+        let slot = slot(linear);
+        let entry = &mut self.entries[view as usize][slot];
+        let page = linear & PAGE;
+        entry.read = page;
+        entry.write = if write { page } else { nowhere(slot) };
+        entry.host = host;
+        if self.count < REMEMBERED {
+            self.refilled[self.count] = ((view as usize) * FAST_ENTRIES + slot) as u16;
+        }
+        self.count += 1;
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        if self.count > REMEMBERED {
+            for entries in &mut self.entries {
+                for (slot, entry) in entries.iter_mut().enumerate() {
+                    (entry.read, entry.write) = (nowhere(slot), nowhere(slot));
+                }
+            }
+        } else {
+            let flat = self.entries.as_flattened_mut();
+            for &at in &self.refilled[..self.count] {
+                let entry = &mut flat[usize::from(at)];
+                let none = nowhere(usize::from(at) % FAST_ENTRIES);
+                (entry.read, entry.write) = (none, none);
+            }
+        }
+        self.count = 0;
+    }
+
+    /// Forgets one page.
+    pub fn forget(&mut self, linear: u64) {
+        let slot = slot(linear);
+        for view in &mut self.entries {
+            if view[slot].read == linear & PAGE {
+                (view[slot].read, view[slot].write) = (nowhere(slot), nowhere(slot));
+            }
+        }
+    }
+
+    /// Makes the next write to each page miss.
+    pub fn protect_writes(&mut self) {
+        if self.count > REMEMBERED {
+            for view in &mut self.entries {
+                for (slot, entry) in view.iter_mut().enumerate() {
+                    entry.write = nowhere(slot);
+                }
+            }
+        } else {
+            let flat = self.entries.as_flattened_mut();
+            for &at in &self.refilled[..self.count] {
+                flat[usize::from(at)].write = nowhere(usize::from(at) % FAST_ENTRIES);
+            }
+        }
+    }
+}
+
+/// Where a jump to a linear address goes in translated code.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct JumpEntry {
+    /// Linear address of the target.
+    pub linear: u64,
+    /// Address space and mode it is valid in; [`NO_CONTEXT`] if none.
+    pub context: u64,
+    /// Linear address of the target's page.
+    pub page: u64,
+    /// Host address of the code.
+    pub code: u64,
+}
+
+/// A context that is never current.
+pub const NO_CONTEXT: u64 = u64::MAX;
+
+/// The jump cache: targets of indirect jumps, returns and jumps across pages.
+#[repr(C)]
+pub struct JumpCache {
+    /// By [`jump_slot`].
+    pub entries: [JumpEntry; JUMP_ENTRIES],
+    /// What jumps across pages compare with the value that they were linked at. Identifies the current
+    /// context since the cache was last cleared; 0 if that is to be found out.
+    pub link_id: u64,
+    /// How many times the cache was cleared: links of before are void.
+    pub epoch: u64,
+    /// Bloom filter of the linear pages that have entries.
+    pages: [u64; 64],
+    /// A supervisor entry depends on a translation that is not global.
+    private: bool,
+}
+
+/// Slot of a jump target; its second one is `slot ^ 1`.
+#[inline(always)]
+pub fn jump_slot(linear: u64) -> usize {
+    (linear ^ linear >> 12) as usize & (JUMP_ENTRIES - 1)
+}
+
+impl Default for JumpCache {
+    fn default() -> Self {
+        let none = JumpEntry { linear: 0, context: NO_CONTEXT, page: 0, code: 0 };
+        JumpCache { entries: [none; JUMP_ENTRIES], link_id: 0, epoch: 0, pages: [0; 64], private: false }
+    }
+}
+
+impl JumpCache {
+    /// Enters a target. `private` if it is a supervisor's and its page is not global.
+    pub fn fill(&mut self, linear: u64, context: u64, code: u64, private: bool) {
+        let slot = jump_slot(linear);
+        let before = self.entries[slot];
+        let other = before.context != NO_CONTEXT && (before.linear, before.context) != (linear, context);
+        // What is here as its second choice goes, or it would drive out others for ever.
+        if other && jump_slot(before.linear) == slot {
+            self.entries[slot ^ 1] = before;
+        }
+        self.entries[slot] = JumpEntry { linear, context, page: linear & PAGE, code };
+        let page = (linear >> 12) as usize & 4095;
+        self.pages[page / 64] |= 1 << (page % 64);
+        self.private |= private;
+    }
+
+    /// The entry of a target.
+    pub fn find(&self, linear: u64, context: u64) -> Option<JumpEntry> {
+        let slot = jump_slot(linear);
+        [slot, slot ^ 1]
+            .map(|slot| self.entries[slot])
+            .into_iter()
+            .find(|entry| (entry.linear, entry.context) == (linear, context))
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.epoch += 1;
+        self.link_id = 0;
+        if self.pages.iter().any(|&word| word != 0) {
+            for entry in &mut self.entries {
+                entry.context = NO_CONTEXT;
+            }
+            self.pages = [0; 64];
+        }
+        self.private = false;
+    }
+
+    /// A page's translation is gone.
+    pub fn forget(&mut self, linear: u64) {
+        let page = (linear >> 12) as usize & 4095;
+        if self.pages[page / 64] >> (page % 64) & 1 != 0 {
+            self.clear();
+        }
+    }
+
+    /// The address space changed: contexts tell users' entries apart, but not supervisors'.
+    pub fn switch(&mut self) {
+        self.link_id = 0;
+        if self.private {
+            self.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hits(tlb: &FastTlb, linear: u64) -> (bool, bool) {
+        let entry = &tlb.entries[0][slot(linear)];
+        (linear.wrapping_sub(entry.read) < 4096, linear.wrapping_sub(entry.write) < 4096)
+    }
+
+    #[test]
+    fn an_empty_entry_matches_no_address_whatever_its_bits() {
+        let tlb = FastTlb::default();
+        for linear in [0, 0x1000, 0xfff, 0xffff_ffff_ffff_ffff, 0x8000_0000_0000_0000, 0x40_0000] {
+            assert_eq!(hits(&tlb, linear), (false, false), "{linear:#x}");
+        }
+    }
+
+    #[test]
+    fn clearing_reaches_every_entry_however_many_were_filled() {
+        let mut tlb = FastTlb::default();
+        for pages in [3, 2000] {
+            for page in 0..pages {
+                tlb.fill(View::User, page << 12, 0x7000_0000, page % 2 == 0);
+            }
+            assert!(hits(&tlb, (pages - 1) << 12).0);
+            tlb.protect_writes();
+            assert!((0..pages).all(|page| !hits(&tlb, page << 12).1));
+            tlb.clear();
+            assert!((0..pages).all(|page| hits(&tlb, page << 12) == (false, false)));
+        }
+    }
+
+    #[test]
+    fn forgetting_a_page_without_jump_targets_costs_the_others_nothing() {
+        let mut jumps = JumpCache::default();
+        jumps.fill(0x40_1234, 1, 99, false);
+        jumps.forget(0x40_2000);
+        assert_eq!(jumps.entries[jump_slot(0x40_1234)].context, 1);
+        jumps.switch();
+        assert_eq!(jumps.entries[jump_slot(0x40_1234)].context, 1);
+        jumps.forget(0x40_1000);
+        assert_eq!(jumps.entries[jump_slot(0x40_1234)].context, NO_CONTEXT);
+    }
+}

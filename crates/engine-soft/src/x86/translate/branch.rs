@@ -1,0 +1,121 @@
+//! Jumps, calls and returns.
+
+use iced_x86::OpKind;
+
+use super::asm::{Mem, host};
+use super::build::{Builder, Cold, in_page, link_entry, slot};
+use super::frame::at;
+use super::insn::{ARITHMETIC, Insn, gpr};
+use super::regs::{A, B, SP};
+use super::site::Entry;
+
+impl Builder<'_> {
+    pub(super) fn jump(&mut self, insn: &Insn) {
+        self.go(insn, insn.target(), insn.live_after);
+    }
+
+    pub(super) fn branch(&mut self, insn: &Insn) {
+        self.want_host(insn.needs() | insn.live_after);
+        // The condition is in the low bits of the last opcode byte, short form and near.
+        let condition = insn.ins.condition_code() as u8;
+        let jump = self.asm.jcc_forward(condition_bits(condition));
+        let save = self.host && !self.slot;
+        self.cold.push(match in_page(insn.target()) {
+            Some(target) => Cold::Link { jump, target, entry: link_entry(target, insn), save },
+            None => Cold::Far { jump, offset: insn.target(), save },
+        });
+    }
+
+    pub(super) fn call(&mut self, insn: &Insn) {
+        self.push_return(insn);
+        // Calls go on as jumps to other pages do: the flags are in their slot already.
+        match in_page(insn.target()) {
+            Some(target) => {
+                let jump = self.asm.jmp_forward();
+                self.cold.push(Cold::Link { jump, target, entry: Entry::Indirect, save: false });
+            }
+            None => self.far(insn.target()),
+        }
+    }
+
+    /// Pushes the address behind a call.
+    fn push_return(&mut self, insn: &Insn) {
+        self.disturb(ARITHMETIC);
+        let retry = self.asm.here();
+        let checked = self.check_push(insn, retry);
+        let mem = self.operand_in_a();
+        self.page_relative(B, insn.end().into());
+        self.asm.store(mem, B);
+        self.asm.lea(true, SP, &Mem::at(SP, -8));
+        self.leaves_at_miss(checked);
+    }
+
+    pub(super) fn ret(&mut self, insn: &Insn) {
+        self.disturb(ARITHMETIC);
+        let retry = self.asm.here();
+        self.asm.mov(A, SP);
+        let checked = self.check(insn, retry, 8, false);
+        let mem = self.operand();
+        self.asm.load(A, mem);
+        let release = insn.ins.stack_pointer_increment();
+        self.asm.lea(true, SP, &Mem::at(SP, release));
+        self.asm.jmp(self.place.stubs.indirect);
+        self.leaves_at_miss(checked);
+    }
+
+    pub(super) fn jump_indirect(&mut self, insn: &Insn) {
+        self.disturb(ARITHMETIC);
+        self.target(insn);
+        self.asm.jmp(self.place.stubs.indirect);
+    }
+
+    pub(super) fn call_indirect(&mut self, insn: &Insn) {
+        self.disturb(ARITHMETIC);
+        self.target(insn);
+        self.asm.store(slot(at::TEMP), A);
+        self.push_return(insn);
+        self.asm.load(A, Mem::at(host::RSP, at::TEMP));
+        self.asm.jmp(self.place.stubs.indirect);
+    }
+
+    /// The target of an indirect jump or call to A.
+    fn target(&mut self, insn: &Insn) {
+        if insn.ins.op0_kind() == OpKind::Register {
+            let number = gpr(insn.ins.op0_register()).unwrap_or(0);
+            let register = self.in_register(number, A);
+            return self.asm.mov(A, register);
+        }
+        let retry = self.asm.here();
+        self.address(insn);
+        let checked = self.check(insn, retry, 8, false);
+        let mem = self.operand();
+        self.asm.load(A, mem);
+        self.leaves_at_miss(checked);
+    }
+
+    /// The handler of a jump sets RIP, and the dispatcher goes on from there: nothing to come back to.
+    fn leaves_at_miss(&mut self, checked: super::memory::Checked) {
+        self.host = false;
+        self.done(checked);
+    }
+}
+
+/// Condition bits of an opcode, from iced's numbering (which is theirs, counted from one).
+fn condition_bits(code: u8) -> u8 {
+    code.wrapping_sub(1) & 15
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    #[test]
+    fn conditions_are_numbered_as_in_the_opcode() {
+        for opcode in 0x70..=0x7fu8 {
+            let bytes = [opcode, 0];
+            let ins = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+            assert_eq!(condition_bits(ins.condition_code() as u8), opcode & 15);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What translated code calls.
+
+#![allow(unsafe_code)] // gets the vCPU and the translator as pointers
+
+use mem::PAGE_SIZE;
+
+use super::super::cpu::Cpu;
+use super::super::fast::FAST_ENTRIES;
+use super::super::op::{RIP, flag};
+use super::frame::Frame;
+use super::site::{OpSite, Site};
+use super::translator::{Translator, mode_bits};
+use engine::x86::bits::rflags;
+
+/// Leave translated code.
+const LEAVE: u64 = 0;
+/// The arithmetic flags but OF.
+const LOW: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF;
+
+impl Frame {
+    /// Takes the arithmetic flags of RFLAGS into the slot.
+    pub fn set_flags(&mut self, rflags: u64) {
+        self.flags = (rflags & LOW) << 8 | u64::from(rflags & rflags::OF != 0) | 2 << 8;
+    }
+
+    /// RFLAGS with the arithmetic flags in the slot.
+    pub fn merge_flags(&self, rflags: u64) -> u64 {
+        let of = if self.flags & 1 != 0 { rflags::OF } else { 0 };
+        rflags & !(LOW | rflags::OF) | self.flags >> 8 & LOW | of
+    }
+}
+
+/// # Safety
+/// `cpu` is the vCPU that translated code runs on, entered by [`Translator::step`], whose address is in
+/// the frame.
+unsafe fn both<'a>(cpu: *mut Cpu) -> (&'a mut Cpu, &'a mut Translator) {
+    // SAFETY: the caller's promise; `step` uses neither while translated code runs.
+    unsafe {
+        let cpu = &mut *cpu;
+        let translator = std::ptr::with_exposed_provenance_mut::<Translator>(cpu.frame.translator as usize);
+        (cpu, &mut *translator)
+    }
+}
+
+/// A load or store missed the fast TLB: refills it and tries again, or lets the handler do it.
+///
+/// # Safety
+/// Called by translated code only.
+pub unsafe extern "sysv64" fn miss(cpu: *mut Cpu, site: u64) -> u64 {
+    // SAFETY: as for this function.
+    let (cpu, translator) = unsafe { both(cpu) };
+    let Some(Site::Op(op)) = translator.site(site) else { return LEAVE };
+    let view = cpu.view();
+    let entry = &cpu.tlb.fast.entries[view as usize][(cpu.frame.scratch[1] >> 5) as usize % FAST_ENTRIES];
+    let tag = if op.write { entry.write } else { entry.read };
+    let linear = cpu.frame.scratch[0].wrapping_add(tag);
+    let inside = (linear % PAGE_SIZE) + u64::from(op.size) <= PAGE_SIZE;
+    if inside && cpu.tlb.refill(view, linear, op.write) {
+        translator.stats.refills += 1;
+        return op.retry;
+    }
+    translator.stats.misses += 1;
+    let next = run_op(cpu, translator, &op);
+    if inside {
+        cpu.tlb.refill(view, linear, op.write);
+    }
+    next
+}
+
+/// An instruction that is not translated.
+///
+/// # Safety
+/// Called by translated code only.
+pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
+    // SAFETY: as for this function.
+    let (cpu, translator) = unsafe { both(cpu) };
+    let op = match translator.site(site) {
+        Some(Site::Op(op)) => op,
+        Some(Site::Straddle { at }) => return straddle(cpu, translator, at),
+        _ => return LEAVE,
+    };
+    translator.stats.handlers += 1;
+    if translator.profile {
+        translator.count_handler(cpu, &op);
+    }
+    let mode = mode_bits(cpu);
+    let next = run_op(cpu, translator, &op);
+    Translator::publish_deadline(cpu);
+    if next != LEAVE && mode_bits(cpu) == mode {
+        Translator::set_mask(cpu);
+        return next;
+    }
+    if translator.exception.is_some() { LEAVE } else { translator.go_on(cpu) }
+}
+
+/// Runs an instruction across pages, and goes on in the next page if that is translated.
+fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
+    translator.stats.straddles += 1;
+    let Some(op) = translator.straddling(cpu, at) else {
+        translator.interpret = true;
+        cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+        cpu.regs[RIP as usize] = cpu.frame.page.wrapping_add(at.into());
+        return LEAVE;
+    };
+    let mode = mode_bits(cpu);
+    if run_op(cpu, translator, &OpSite { op, at, size: 0, write: false, retry: 0, resume: 1 }) == LEAVE
+        || mode_bits(cpu) != mode
+    {
+        return LEAVE;
+    }
+    let Some(entry) = cpu.tlb.jumps.find(cpu.regs[RIP as usize], cpu.frame.context) else { return LEAVE };
+    cpu.frame.page = entry.page;
+    entry.code
+}
+
+/// Runs the handler as the interpreter's loop does.
+fn run_op(cpu: &mut Cpu, translator: &mut Translator, site: &OpSite) -> u64 {
+    let rip = cpu.frame.page.wrapping_add(site.at.into());
+    cpu.regs[RIP as usize] = rip;
+    cpu.next_rip = rip.wrapping_add(site.op.len.into());
+    cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+    let result = (site.op.run)(cpu, &site.op);
+    cpu.frame.set_flags(cpu.rflags);
+    match result {
+        Err(exception) => {
+            translator.exception = Some(exception);
+            LEAVE
+        }
+        Ok(()) => {
+            cpu.regs[RIP as usize] = cpu.next_rip;
+            if cpu.leave_block || site.op.has(flag::ENDS_BLOCK) { LEAVE } else { site.resume }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_go_through_the_slot_unchanged() {
+        let mut frame = Frame::default();
+        for bits in 0..64u64 {
+            let flag = |n: u64, bit| if bits >> n & 1 != 0 { bit } else { 0 };
+            let value = rflags::IF
+                | rflags::FIXED
+                | flag(0, rflags::CF)
+                | flag(1, rflags::PF)
+                | flag(2, rflags::AF)
+                | flag(3, rflags::ZF)
+                | flag(4, rflags::SF)
+                | flag(5, rflags::OF);
+            frame.set_flags(value);
+            assert_eq!(frame.merge_flags(rflags::IF | rflags::FIXED | 0x8d5), value);
+        }
+    }
+}

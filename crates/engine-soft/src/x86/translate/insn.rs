@@ -1,0 +1,573 @@
+//! What kind of translation each guest instruction gets.
+
+use iced_x86::{
+    CodeSize, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
+    OpCodeOperandKind, OpKind, Register,
+};
+
+use super::super::cpu::Mode;
+use super::super::decode::decode_full;
+use super::super::exception::Exec;
+use super::super::op::{Op, flag};
+use super::raw::Raw;
+use super::regs::{SP, host_of};
+
+/// The arithmetic flags, in iced's numbering: OF, SF, ZF, AF, CF, PF.
+pub const ARITHMETIC: u32 = 0x3f;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// By a call of its interpreter handler.
+    Handler,
+    /// It does nothing.
+    Nothing,
+    /// Its bytes as they are: its operands are RAX, RDX and immediates.
+    Copy,
+    /// Its bytes with other register numbers, memory operand checked.
+    Generic,
+    /// `div` and `idiv` of 32 and 64 bits.
+    Divide,
+    /// `cli`
+    Cli,
+    /// `sti`
+    Sti,
+    /// `stac`
+    Stac,
+    /// `clac`
+    Clac,
+    /// `swapgs`
+    Swapgs,
+    /// `lea`
+    Lea,
+    /// `mov reg, imm` and `bswap`, `xchg rax, reg`: the register is in the opcode.
+    OpcodeReg,
+    /// Stack.
+    Push,
+    /// Stack.
+    Pop,
+    /// `leave`
+    Leave,
+    /// `jmp` to a fixed target.
+    Jump,
+    /// Conditional jump.
+    Branch,
+    /// `call` to a fixed target.
+    Call,
+    /// `ret`
+    Return,
+    /// `jmp` through a register or memory.
+    JumpIndirect,
+    /// `call` through a register or memory.
+    CallIndirect,
+}
+
+/// A guest instruction on its way through translation.
+pub struct Insn {
+    /// As iced sees it, decoded at address 0.
+    pub ins: Instruction,
+    /// As the interpreter runs it.
+    pub op: Op,
+    /// Its bytes.
+    pub bytes: [u8; 15],
+    /// Offset in its page.
+    pub at: u32,
+    /// How it is translated.
+    pub class: Class,
+    /// Taken apart, if it has a ModRM byte that can be rewritten.
+    pub raw: Option<Raw>,
+    /// Arithmetic flags that it reads, or keeps while it writes others.
+    pub reads: u32,
+    /// Arithmetic flags that it may write.
+    pub writes: u32,
+    /// Arithmetic flags that it surely writes (or leaves undefined).
+    pub kills: u32,
+    /// Arithmetic flags that are live behind it.
+    pub live_after: u32,
+    /// What it does to its memory operand.
+    pub memory: Option<Access>,
+    /// What it does to its register operands, where one of them has no host register: bit `2 n` if
+    /// operand `n` must be loaded before, bit `2 n + 1` if it must be stored after.
+    pub slots: u32,
+    /// Works on vector registers.
+    pub vector: bool,
+    /// Alignment in bytes that it asks of its memory operand.
+    pub alignment: u8,
+}
+
+/// A memory access.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Bytes.
+    pub size: u32,
+    /// Whether it is written (too).
+    pub write: bool,
+}
+
+impl Insn {
+    /// Flags live in front of it.
+    pub fn live_before(&self) -> u32 {
+        self.live_after & !self.kills | self.reads
+    }
+
+    /// Arithmetic flags that must be in the host's flags while it executes.
+    pub fn needs(&self) -> u32 {
+        if self.writes == 0 { self.reads } else { self.reads | self.live_after & !self.kills }
+    }
+
+    /// Has the handler execute it.
+    pub fn hand_over(&mut self) {
+        self.class = Class::Handler;
+        (self.reads, self.writes, self.kills) = (ARITHMETIC, ARITHMETIC, 0);
+    }
+
+    /// Length in bytes.
+    pub fn length(&self) -> u32 {
+        self.op.len.into()
+    }
+
+    /// Offset in the page of what follows it.
+    pub fn end(&self) -> u32 {
+        self.at + self.length()
+    }
+
+    /// Target of a direct branch, relative to the start of its page.
+    pub fn target(&self) -> i64 {
+        let offset = self.ins.near_branch_target();
+        let offset =
+            if self.ins.code_size() == CodeSize::Code64 { offset as i64 } else { offset as i32 as i64 };
+        offset + i64::from(self.at)
+    }
+}
+
+/// What translation needs to know of the mode beyond [`Mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// SSE instructions run natively.
+    pub sse: bool,
+    /// AVX instructions run natively.
+    pub avx: bool,
+    /// CR4.SMAP.
+    pub smap: bool,
+    /// CPL 3 (else CPL 0).
+    pub user: bool,
+}
+
+/// Decodes and classifies the instruction at `bytes`, which is at offset `at` of its page. `None` if it
+/// does not end within the bytes.
+pub fn decode(
+    bytes: &[u8],
+    at: u32,
+    mode: &Mode,
+    features: Features,
+    factory: &mut InstructionInfoFactory,
+) -> Exec<Option<Insn>> {
+    let Some((ins, op)) = decode_full(bytes, mode)? else { return Ok(None) };
+    let mut copy = [0; 15];
+    let len = usize::from(op.len);
+    copy[..len].copy_from_slice(&bytes[..len]);
+    let mut insn = Insn {
+        class: Class::Handler,
+        raw: None,
+        reads: ARITHMETIC,
+        writes: ARITHMETIC,
+        kills: 0,
+        live_after: ARITHMETIC,
+        memory: None,
+        slots: 0,
+        vector: false,
+        alignment: 1,
+        ins,
+        op,
+        bytes: copy,
+        at,
+    };
+    insn.class = classify(&mut insn, mode, features, factory);
+    if insn.class != Class::Handler {
+        flags_of(&mut insn);
+    }
+    Ok(Some(insn))
+}
+
+/// Flags that an instruction reads and writes. One that may leave them as they were keeps them alive.
+fn flags_of(insn: &mut Insn) {
+    let ins = &insn.ins;
+    let (read, modified) = (ins.rflags_read() & ARITHMETIC, ins.rflags_modified() & ARITHMETIC);
+    (insn.reads, insn.writes, insn.kills) = (read, modified, modified);
+    if modified == 0 {
+        return;
+    }
+    if !surely_writes(ins) {
+        insn.kills = 0;
+    }
+}
+
+/// Whether an instruction that may write flags always does: shifts leave them alone if the count is zero.
+pub fn surely_writes(ins: &Instruction) -> bool {
+    use Mnemonic::*;
+    let shift = matches!(ins.mnemonic(), Shl | Shr | Sar | Sal | Rol | Ror | Rcl | Rcr | Shld | Shrd);
+    let last = ins.op_count().wrapping_sub(1);
+    let string = ins.is_string_instruction();
+    !string && (!shift || ins.op_kind(last) == OpKind::Immediate8 && ins.immediate8() & 0x1f != 0)
+}
+
+fn simple(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Imul
+            | Mul
+            | Neg
+            | Not
+            | Inc
+            | Dec
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsr
+            | Blsmsk
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Movbe
+            | Crc32
+            | Movnti
+            | Adcx
+            | Adox
+            | Cmpxchg8b
+            | Cmpxchg16b
+    ) || is_setcc_or_cmov(mnemonic)
+}
+
+fn is_setcc_or_cmov(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Cmovo
+            | Cmovno
+            | Cmovb
+            | Cmovae
+            | Cmove
+            | Cmovne
+            | Cmovbe
+            | Cmova
+            | Cmovs
+            | Cmovns
+            | Cmovp
+            | Cmovnp
+            | Cmovl
+            | Cmovge
+            | Cmovle
+            | Cmovg
+            | Seto
+            | Setno
+            | Setb
+            | Setae
+            | Sete
+            | Setne
+            | Setbe
+            | Seta
+            | Sets
+            | Setns
+            | Setp
+            | Setnp
+            | Setl
+            | Setge
+            | Setle
+            | Setg
+    )
+}
+
+fn nothing(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Nop | Endbr64
+            | Endbr32
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetchnta
+            | Prefetchw
+            | Prefetch
+            | Reservednop
+    )
+}
+
+fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut InstructionInfoFactory) -> Class {
+    let ins = &insn.ins;
+    if !mode.long64 {
+        return Class::Handler;
+    }
+    let mnemonic = ins.mnemonic();
+    if nothing(mnemonic) {
+        return Class::Nothing;
+    }
+    if !plain_address(ins) {
+        return Class::Handler;
+    }
+    if let Some(class) = control_flow(ins) {
+        return class;
+    }
+    if !features.user
+        && let Some(class) = supervisor(mnemonic, features)
+    {
+        return class;
+    }
+    if insn.op.has(flag::ENDS_BLOCK) {
+        return Class::Handler;
+    }
+    use Mnemonic::*;
+    match mnemonic {
+        Lea => return with_raw(insn, mode, Class::Lea),
+        Push | Pop => return stack(insn),
+        Leave if !ins_has_prefix(insn) => {
+            insn.memory = Some(Access { size: 8, write: false });
+            return Class::Leave;
+        }
+        Div | Idiv => return divide(insn),
+        Bswap | Mov | Xchg if opcode_register(ins).is_some() => return in_opcode(ins),
+        Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Stc | Clc | Cmc | Lahf | Sahf | Lfence | Mfence | Sfence
+        | Pause => return Class::Copy,
+        _ => {}
+    }
+    if simple(mnemonic) {
+        return integer(insn, mode, factory);
+    }
+    if features.sse {
+        return super::vector::classify(insn, mode, features, factory);
+    }
+    Class::Handler
+}
+
+/// Whether the memory operand, if any, has an address form that [`super::memory`] knows.
+fn plain_address(ins: &Instruction) -> bool {
+    let (base, index) = (ins.memory_base(), ins.memory_index());
+    base != Register::EIP && !base.is_gpr16() && !index.is_gpr16() && !index.is_vector_register()
+}
+
+fn ins_has_prefix(insn: &Insn) -> bool {
+    insn.length() != 1
+}
+
+/// Which operand is a register in the opcode byte.
+fn opcode_register(ins: &Instruction) -> Option<u32> {
+    use OpCodeOperandKind::*;
+    (0..ins.op_count())
+        .find(|&n| matches!(ins.op_code().op_kind(n), r8_opcode | r16_opcode | r32_opcode | r64_opcode))
+}
+
+/// System instructions that are translated at CPL 0.
+fn supervisor(mnemonic: Mnemonic, features: Features) -> Option<Class> {
+    match mnemonic {
+        Mnemonic::Cli => Some(Class::Cli),
+        Mnemonic::Sti => Some(Class::Sti),
+        Mnemonic::Swapgs => Some(Class::Swapgs),
+        Mnemonic::Stac if features.smap => Some(Class::Stac),
+        Mnemonic::Clac if features.smap => Some(Class::Clac),
+        _ => None,
+    }
+}
+
+/// An instruction whose register is in its opcode byte.
+fn in_opcode(ins: &Instruction) -> Class {
+    match gpr(ins.op0_register()) {
+        None => Class::Copy, // AH to BH
+        Some(number) if host_of(number).is_none() && ins.op0_register().size() < 4 => Class::Handler,
+        Some(_) if ins.mnemonic() == Mnemonic::Bswap && ins.op0_register().size() < 4 => Class::Handler,
+        Some(_) => Class::OpcodeReg,
+    }
+}
+
+fn control_flow(ins: &Instruction) -> Option<Class> {
+    let near = |kind| kind == OpKind::NearBranch64;
+    match ins.flow_control() {
+        FlowControl::UnconditionalBranch if near(ins.op0_kind()) => Some(Class::Jump),
+        FlowControl::ConditionalBranch if near(ins.op0_kind()) && ins.is_jcc_short_or_near() => {
+            Some(Class::Branch)
+        }
+        FlowControl::Call if near(ins.op0_kind()) && ins.mnemonic() == Mnemonic::Call => Some(Class::Call),
+        FlowControl::Return if ins.mnemonic() == Mnemonic::Ret && ins.stack_pointer_increment() >= 8 => {
+            Some(Class::Return)
+        }
+        FlowControl::IndirectBranch | FlowControl::IndirectCall => {
+            let wide = match ins.op0_kind() {
+                OpKind::Register => ins.op0_register().is_gpr64(),
+                OpKind::Memory => ins.memory_size() == iced_x86::MemorySize::QwordOffset,
+                _ => false,
+            };
+            let call = ins.flow_control() == FlowControl::IndirectCall;
+            wide.then_some(if call { Class::CallIndirect } else { Class::JumpIndirect })
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn with_raw(insn: &mut Insn, mode: &Mode, class: Class) -> Class {
+    insn.raw = Raw::parse(&insn.bytes[..insn.op.len.into()], mode.long64);
+    if insn.raw.is_some() { class } else { Class::Handler }
+}
+
+fn divide(insn: &mut Insn) -> Class {
+    use OpCodeOperandKind::*;
+    match insn.ins.op_code().op_kind(0) {
+        r32_or_mem | r64_or_mem => {}
+        _ => return Class::Handler,
+    }
+    if insn.ins.op0_kind() == OpKind::Memory {
+        insn.memory = Some(Access { size: insn.ins.memory_size().size() as u32, write: false });
+    }
+    Class::Divide
+}
+
+/// `push` and `pop` of a 64-bit register, immediate or memory operand.
+fn stack(insn: &Insn) -> Class {
+    let ins = &insn.ins;
+    let push = ins.mnemonic() == Mnemonic::Push;
+    match ins.op0_kind() {
+        OpKind::Register if ins.op0_register().is_gpr64() => {}
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 if push => {}
+        OpKind::Memory if push && ins.memory_size().size() == 8 => {}
+        _ => return Class::Handler,
+    }
+    if push { Class::Push } else { Class::Pop }
+}
+
+/// An integer instruction all of whose operands can be mapped.
+fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -> Class {
+    use OpCodeOperandKind::*;
+    let code = insn.ins.op_code();
+    let mut modrm = false;
+    let mut memory: Option<u32> = Option::None;
+    for n in 0..insn.ins.op_count() {
+        match code.op_kind(n) {
+            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mem | r8_reg | r16_reg | r32_reg | r64_reg
+            | r32_rm | r64_rm | r16_rm => modrm = true,
+            r32_vvvv | r64_vvvv | al | cl | ax | eax | rax | imm8 | imm8_const_1 | imm8sex16 | imm8sex32
+            | imm8sex64 | imm16 | imm32 | imm32sex64 => {}
+            _ => return Class::Handler,
+        }
+        if insn.ins.op_kind(n) == OpKind::Memory {
+            memory = Some(n);
+        }
+    }
+    if !modrm {
+        return Class::Copy;
+    }
+    let Some(slots) = slot_count(&insn.ins, memory.is_some()) else { return Class::Handler };
+    if slots > 0 {
+        insn.slots = slot_accesses(&insn.ins, factory);
+    }
+    if let Some(n) = memory {
+        // The bit string forms address memory by the bit offset in the register.
+        let bits =
+            matches!(insn.ins.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+        if bits && insn.ins.op1_kind() == OpKind::Register {
+            return Class::Handler;
+        }
+        let info = factory.info_options(&insn.ins, InstructionInfoOptions::NO_REGISTER_USAGE);
+        insn.memory = access(&insn.ins, info.op_access(n));
+        if insn.memory.is_none() {
+            return Class::Handler;
+        }
+    }
+    if insn.ins.mnemonic() == Mnemonic::Cmpxchg16b {
+        insn.alignment = 16;
+    }
+    with_raw(insn, mode, Class::Generic)
+}
+
+/// How many registers need scratch registers; `None` if there are not enough, or if AH to BH would have
+/// to stand beside a register that needs a REX prefix.
+pub(super) fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
+    let registers =
+        || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register).map(|n| ins.op_register(n));
+    let mut slots = [None; 4];
+    let mut count = 0;
+    for number in registers().filter_map(gpr).filter(|&number| host_of(number).is_none()) {
+        if !slots.contains(&Some(number)) {
+            slots[count] = Some(number);
+            count += 1;
+        }
+    }
+    let high = registers().any(|r| r.is_gpr8() && gpr(r).is_none());
+    let prefixed = memory || count > 0 || registers().any(|r| gpr(r).and_then(host_of) == Some(SP));
+    let enough = count <= if memory { 1 } else { 2 };
+    (enough && !(high && prefixed)).then_some(count)
+}
+
+/// [`Insn::slots`].
+pub(super) fn slot_accesses(ins: &Instruction, factory: &mut InstructionInfoFactory) -> u32 {
+    let info = factory.info_options(ins, InstructionInfoOptions::NO_MEMORY_USAGE);
+    let mut slots = 0;
+    for n in 0..ins.op_count().min(5) {
+        if ins.op_kind(n) != OpKind::Register || gpr(ins.op_register(n)).is_none() {
+            continue;
+        }
+        let whole = ins.op_register(n).size() >= 4;
+        let (read, write) = match info.op_access(n) {
+            OpAccess::Write => (!whole, true),
+            OpAccess::Read | OpAccess::CondRead => (true, false),
+            OpAccess::None | OpAccess::NoMemAccess => (false, false),
+            OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => (true, true),
+        };
+        slots |= (u32::from(read) | u32::from(write) << 1) << (2 * n);
+    }
+    slots
+}
+
+/// Size and direction of a memory operand.
+pub fn access(ins: &Instruction, access: OpAccess) -> Option<Access> {
+    let size = ins.memory_size().size() as u32;
+    let write = match access {
+        OpAccess::Read | OpAccess::CondRead => false,
+        OpAccess::Write | OpAccess::ReadWrite | OpAccess::ReadCondWrite => true,
+        _ => return None,
+    };
+    (size != 0 && size <= 32).then_some(Access { size, write })
+}
+
+/// Number of a general register, without regard to its width. `None` for AH to BH and others.
+pub fn gpr(register: Register) -> Option<u8> {
+    let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+    (register.is_gpr() && !high).then(|| register.full_register().number() as u8)
+}

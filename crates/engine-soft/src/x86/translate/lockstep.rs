@@ -1,0 +1,270 @@
+//! Each unit on the interpreter first, then on the translator from the same state, and the results
+//! compared: registers, flags, vector registers, exceptions and memory.
+//!
+//! Memory is compared by pages: all pages start protected, and the first write to one keeps a copy. Units
+//! are not chained, flags are complete at their ends, and they end in front of instructions that only
+//! handlers execute, which are the interpreter's in both tiers. Units that reach outside of RAM are not
+//! repeated. A unit that agreed [`COMPARISONS`] times is trusted from then on.
+
+#![allow(unsafe_code)] // copies guest pages
+
+use mem::{HostInt, PAGE_SIZE, Page};
+
+use super::super::cpu::Cpu;
+use super::super::exception::Exec;
+use super::super::fpu::Ymm;
+use super::super::op::{Op, RIP, reg, seg};
+use super::super::run::copy_page;
+use super::insn::{ARITHMETIC, Insn};
+use engine::x86::bits::rflags;
+use iced_x86::RflagsBits;
+
+/// Mismatches that are printed.
+const SHOWN: u64 = 20;
+/// How often each unit is compared before it is trusted and runs as translated units usually do.
+pub const COMPARISONS: u32 = 24;
+
+type Bytes = [u8; PAGE_SIZE as usize];
+
+/// Pages as they were before they were written.
+#[derive(Default)]
+pub struct WriteLog {
+    pages: Vec<(u64, Box<Bytes>)>,
+    /// Something other than RAM was touched.
+    pub outside: bool,
+}
+
+impl WriteLog {
+    /// `page`, which is at `gpa`, is about to be written.
+    pub fn before_write(&mut self, gpa: u64, page: &Page<'_>) {
+        if !self.pages.iter().any(|&(known, _)| known == gpa) {
+            self.pages.push((gpa, Box::new(copy_page(page))));
+        }
+    }
+}
+
+/// An instruction of a unit, as lockstep runs it.
+pub struct Step {
+    at: u32,
+    op: Op,
+    /// RFLAGS bits that it leaves undefined, and that it sets to something.
+    undefined: u64,
+    defined: u64,
+    text: String,
+}
+
+/// iced's flag bits as RFLAGS bits.
+fn rflags_of(bits: u32) -> u64 {
+    [
+        (RflagsBits::CF, rflags::CF),
+        (RflagsBits::PF, rflags::PF),
+        (RflagsBits::AF, rflags::AF),
+        (RflagsBits::ZF, rflags::ZF),
+        (RflagsBits::SF, rflags::SF),
+        (RflagsBits::OF, rflags::OF),
+    ]
+    .into_iter()
+    .filter(|&(bit, _)| bits & bit != 0)
+    .map(|(_, flag)| flag)
+    .sum()
+}
+
+impl Step {
+    /// What lockstep needs of an instruction.
+    pub fn new(insn: &Insn) -> Step {
+        let undefined = insn.ins.rflags_undefined() & ARITHMETIC;
+        Step {
+            at: insn.at,
+            op: insn.op,
+            undefined: rflags_of(undefined),
+            defined: rflags_of(insn.ins.rflags_modified() & ARITHMETIC & !undefined),
+            text: format!("{:?} {:02x?}", insn.ins.code(), &insn.bytes[..insn.length() as usize]),
+        }
+    }
+}
+
+/// What is compared and put back.
+#[derive(Clone, PartialEq)]
+struct State {
+    regs: [u64; 18],
+    rflags: u64,
+    cr2: u64,
+    ymm: [Ymm; 16],
+    mxcsr: u32,
+    /// GS base and the one that `SWAPGS` swaps in.
+    gs: (u64, u64),
+}
+
+impl State {
+    fn of(cpu: &Cpu) -> State {
+        let mut regs = [0; 18];
+        regs.copy_from_slice(&cpu.regs[..18]);
+        let gs = (cpu.segs[seg::GS as usize].base, cpu.msrs.kernel_gs_base);
+        State { regs, rflags: cpu.rflags, cr2: cpu.cr2, ymm: cpu.fpu.ymm, mxcsr: cpu.fpu.mxcsr, gs }
+    }
+
+    fn put(&self, cpu: &mut Cpu) {
+        cpu.regs[..18].copy_from_slice(&self.regs);
+        (cpu.rflags, cpu.cr2) = (self.rflags, self.cr2);
+        (cpu.fpu.ymm, cpu.fpu.mxcsr) = (self.ymm, self.mxcsr);
+        (cpu.segs[seg::GS as usize].base, cpu.msrs.kernel_gs_base) = self.gs;
+        cpu.update_view();
+    }
+}
+
+/// The outcome of the interpreter's run, to compare the translator's with.
+pub struct Expected {
+    before: State,
+    after: State,
+    result: Exec,
+    /// Pages written: address, before, after.
+    pages: Vec<(u64, Box<Bytes>, Box<Bytes>)>,
+    undefined: u64,
+}
+
+/// Runs the unit on the interpreter. `Ok` with what is expected of the translator, with the state put
+/// back; `Err` with the result if the unit cannot be repeated.
+pub fn interpret(cpu: &mut Cpu, steps: &[Step]) -> Result<Expected, Exec> {
+    let before = State::of(cpu);
+    let page = cpu.regs[RIP as usize] & !(PAGE_SIZE - 1);
+    cpu.tlb.protect_writes();
+    cpu.write_log = Some(Box::default());
+    let mut undefined = 0;
+    let mut result = Ok(());
+    for (n, step) in steps.iter().enumerate() {
+        let rip = page | u64::from(step.at);
+        if cpu.regs[RIP as usize] != rip {
+            break;
+        }
+        cpu.next_rip = rip.wrapping_add(step.op.len.into());
+        result = (step.op.run)(cpu, &step.op);
+        if result.is_err() {
+            break;
+        }
+        cpu.regs[RIP as usize] = cpu.next_rip;
+        undefined = undefined & !step.defined | step.undefined;
+        let expected = steps.get(n + 1).map(|next| page | u64::from(next.at));
+        if cpu.leave_block || Some(cpu.next_rip) != expected {
+            break;
+        }
+    }
+    let log = *cpu.write_log.take().unwrap_or_default();
+    if log.outside || cpu.leave_block {
+        return Err(result);
+    }
+    let after = State::of(cpu);
+    let vm = cpu.vm.clone();
+    let pages = log
+        .pages
+        .into_iter()
+        .filter_map(|(gpa, old)| {
+            let page = vm.ram.page(gpa)?;
+            let new = Box::new(copy_page(&page));
+            put_back(&page, &old);
+            Some((gpa, old, new))
+        })
+        .collect();
+    before.put(cpu);
+    cpu.tlb.protect_writes();
+    cpu.write_log = Some(Box::default());
+    Ok(Expected { before, after, result, pages, undefined })
+}
+
+impl Expected {
+    /// What the unit came to.
+    pub fn result(&self) -> Exec {
+        self.result
+    }
+}
+
+fn put_back(page: &Page<'_>, bytes: &Bytes) {
+    for (i, word) in bytes.chunks_exact(8).enumerate() {
+        let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+        // SAFETY: within the page.
+        unsafe { HostInt::store(page.host.add(8 * i), word) };
+    }
+}
+
+/// Compares the translator's run with the interpreter's, whose outcome stays. Answers whether they agree.
+pub fn compare(cpu: &mut Cpu, steps: &[Step], expected: &Expected, result: Exec, mismatches: u64) -> bool {
+    let log = *cpu.write_log.take().unwrap_or_default();
+    let mut found = State::of(cpu);
+    // Flags that nothing reads any more may be stale at a fault.
+    let mut ignored = expected.undefined;
+    if result.is_err() {
+        ignored = rflags_of(ARITHMETIC);
+    }
+    found.rflags = found.rflags & !ignored | expected.after.rflags & ignored;
+    let mut differences = Vec::new();
+    if result != expected.result {
+        differences.push(format!("result {result:?} instead of {:?}", expected.result));
+    }
+    differences.extend(state_differences(&found, &expected.after));
+    let vm = cpu.vm.clone();
+    for (gpa, old) in &log.pages {
+        let known = expected.pages.iter().find(|(known, ..)| known == gpa);
+        let right = known.map_or(old, |(_, _, new)| new);
+        if let Some(page) = vm.ram.page(*gpa) {
+            memory_differences(&mut differences, *gpa, &copy_page(&page), right);
+            put_back(&page, right);
+        }
+    }
+    for (gpa, _, new) in expected.pages.iter().filter(|(gpa, ..)| !log.pages.iter().any(|(g, _)| g == gpa)) {
+        if let Some(page) = vm.ram.page(*gpa) {
+            memory_differences(&mut differences, *gpa, &copy_page(&page), new);
+            put_back(&page, new);
+        }
+    }
+    expected.after.put(cpu);
+    if !differences.is_empty() && mismatches < SHOWN {
+        report(steps, &expected.before, &differences);
+    }
+    differences.is_empty()
+}
+
+fn memory_differences(differences: &mut Vec<String>, gpa: u64, found: &Bytes, right: &Bytes) {
+    if let Some(at) = (0..found.len()).find(|&i| found[i] != right[i]) {
+        let end = (at + 16).min(found.len());
+        let (found, right) = (&found[at..end], &right[at..end]);
+        differences.push(format!("memory at {:#x}: {found:02x?} instead of {right:02x?}", gpa + at as u64));
+    }
+}
+
+fn state_differences(found: &State, right: &State) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut check = |name: String, found: u64, right: u64| {
+        if found != right {
+            differences.push(format!("{name} {found:#x} instead of {right:#x}"));
+        }
+    };
+    for number in 0..16 {
+        check(format!("register {number}"), found.regs[number], right.regs[number]);
+        for part in 0..4 {
+            check(format!("ymm{number}[{part}]"), found.ymm[number][part], right.ymm[number][part]);
+        }
+    }
+    check("RIP".into(), found.regs[RIP as usize], right.regs[RIP as usize]);
+    check("RFLAGS".into(), found.rflags, right.rflags);
+    check("CR2".into(), found.cr2, right.cr2);
+    check("GS base".into(), found.gs.0, right.gs.0);
+    check("kernel GS base".into(), found.gs.1, right.gs.1);
+    check("MXCSR".into(), found.mxcsr.into(), right.mxcsr.into());
+    differences
+}
+
+#[cold]
+fn report(steps: &[Step], before: &State, differences: &[String]) {
+    let mut text = format!("lockstep: the translator differs at {:#x}", before.regs[RIP as usize]);
+    for step in steps {
+        text += &format!("\n    {:03x} {}", step.at, step.text);
+    }
+    for number in 0..16 {
+        text += &format!("\n    before: register {number} {:#x}", before.regs[number]);
+    }
+    text +=
+        &format!("\n    before: RFLAGS {:#x}, stack {:#x}", before.rflags, before.regs[reg::RSP as usize]);
+    for difference in differences {
+        text += &format!("\n  {difference}");
+    }
+    eprintln!("{text}");
+}

@@ -1,0 +1,334 @@
+//! Instructions without control flow.
+
+use iced_x86::{Mnemonic, OpCodeOperandKind, OpKind};
+
+use super::asm::{Alu, Fixup, Mem, cc, host};
+use super::build::{Builder, Cold, guest_slot, slot};
+use super::frame::at;
+use super::insn::{Insn, gpr};
+use super::raw::{Field, Rm};
+use super::regs::{A, B, SP, host_of};
+
+/// Where an operand is encoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Reg,
+    Rm,
+    Vvvv,
+    Elsewhere,
+}
+
+fn place(kind: OpCodeOperandKind) -> Place {
+    use OpCodeOperandKind::*;
+    match kind {
+        r8_reg | r16_reg | r32_reg | r64_reg => Place::Reg,
+        r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | r16_rm | r32_rm | r64_rm | r32_reg_mem
+        | r64_reg_mem => Place::Rm,
+        r32_vvvv | r64_vvvv => Place::Vvvv,
+        _ => Place::Elsewhere,
+    }
+}
+
+/// Registers of an instruction, mapped.
+struct Mapped {
+    reg: Field,
+    rm: Field,
+    vvvv: Field,
+    /// Guest registers in scratch registers: number, scratch, load before, store after.
+    slots: [Option<(u8, u8, bool, bool)>; 2],
+}
+
+impl Mapped {
+    fn new(insn: &Insn, pool: &[u8]) -> Mapped {
+        let mut mapped = Mapped { reg: Field::Same, rm: Field::Same, vvvv: Field::Same, slots: [None; 2] };
+        let (ins, code) = (&insn.ins, insn.ins.op_code());
+        for n in 0..ins.op_count() {
+            if ins.op_kind(n) != OpKind::Register {
+                continue;
+            }
+            let Some(number) = gpr(ins.op_register(n)) else { continue };
+            let access = insn.slots >> (2 * n);
+            let register = host_of(number)
+                .unwrap_or_else(|| mapped.scratch(number, pool, access & 1 != 0, access & 2 != 0));
+            match place(code.op_kind(n)) {
+                Place::Reg => mapped.reg = Field::Host(register),
+                Place::Rm => mapped.rm = Field::Host(register),
+                Place::Vvvv => mapped.vvvv = Field::Host(register),
+                Place::Elsewhere => {}
+            }
+        }
+        mapped
+    }
+
+    fn scratch(&mut self, number: u8, pool: &[u8], load: bool, store: bool) -> u8 {
+        for (slot, &scratch) in self.slots.iter_mut().zip(pool) {
+            match slot {
+                Some((held, _, l, s)) if *held == number => {
+                    (*l, *s) = (*l || load, *s || store);
+                    return scratch;
+                }
+                Some(_) => {}
+                None => {
+                    *slot = Some((number, scratch, load, store));
+                    return scratch;
+                }
+            }
+        }
+        debug_assert!(false, "classified without enough scratch registers");
+        B
+    }
+}
+
+impl Builder<'_> {
+    /// An instruction that is copied with other registers.
+    pub fn generic(&mut self, insn: &Insn) {
+        if insn.vector {
+            self.want_vectors(insn);
+        }
+        let Some(access) = insn.memory else {
+            let mapped = Mapped::new(insn, &[A, B]);
+            self.want_host(insn.needs());
+            return self.emit_mapped(insn, &mapped, None);
+        };
+        let mapped = Mapped::new(insn, &[B]);
+        self.disturb(insn.live_before());
+        let retry = self.asm.here();
+        self.address(insn);
+        let unaligned = self.check_alignment(insn);
+        let checked = self.check(insn, retry, access.size, access.write);
+        if let Some(jump) = unaligned {
+            self.cold.push(Cold::Unaligned { jump, site: checked.site() });
+        }
+        let mem = if mapped.slots[0].is_some() { self.operand_in_a() } else { self.operand() };
+        self.want_host(insn.needs());
+        self.emit_mapped(insn, &mapped, Some(mem));
+        self.done(checked);
+    }
+
+    fn emit_mapped(&mut self, insn: &Insn, mapped: &Mapped, mem: Option<Mem>) {
+        let Some(raw) = &insn.raw else { return };
+        for &(number, scratch, load, _) in mapped.slots.iter().flatten() {
+            if load {
+                self.asm.load(scratch, guest_slot(number));
+            }
+        }
+        let rm = mem.map_or(Rm::Reg(mapped.rm), Rm::Mem);
+        raw.emit(&mut self.asm, mapped.reg, rm, mapped.vvvv, raw.has_rex());
+        for &(number, scratch, _, store) in mapped.slots.iter().flatten() {
+            if store {
+                self.asm.store(guest_slot(number), scratch);
+            }
+        }
+        self.executed(insn);
+    }
+
+    /// A division natively if it is safe, that is if it cannot raise `#DE`; else its handler.
+    pub(super) fn divide(&mut self, insn: &Insn) {
+        self.disturb(insn.live_before());
+        let wide = if insn.memory.is_some() {
+            insn.ins.memory_size().size() == 8
+        } else {
+            insn.ins.op0_register().size() == 8
+        };
+        let mut checked = None;
+        let divisor = match insn.memory {
+            Some(access) => {
+                let retry = self.asm.here();
+                self.address(insn);
+                checked = Some(self.check(insn, retry, access.size, false));
+                let mem = self.operand();
+                self.asm.op_mem(wide, &[0x8b], B, &mem);
+                B
+            }
+            None => self.in_register(gpr(insn.ins.op0_register()).unwrap_or(0), B),
+        };
+        let signed = insn.ins.mnemonic() == Mnemonic::Idiv;
+        let unsafe_jumps =
+            if signed { self.signed_guard(wide, divisor) } else { self.unsigned_guard(wide, divisor) };
+        self.asm.op_reg(wide, &[0xf7], if signed { 7 } else { 6 }, divisor);
+        self.executed(insn);
+        let resume = self.asm.position();
+        for jump in unsafe_jumps.into_iter().flatten() {
+            let site = self.op_site(insn, 0, 0, false);
+            self.cold.push(Cold::Miss { jump, site, resume, restore: true, run: true });
+        }
+        if let Some(checked) = checked {
+            self.done(checked);
+        }
+    }
+
+    /// The quotient fits if the upper half of the dividend is less than the divisor.
+    fn unsigned_guard(&mut self, wide: bool, divisor: u8) -> [Option<Fixup>; 2] {
+        self.asm.op_reg(wide, &[0x39], divisor, host::RDX);
+        [Some(self.asm.jcc_forward(cc::AE)), None]
+    }
+
+    /// The quotient fits if the dividend is a sign extension and the divisor neither 0 nor -1.
+    fn signed_guard(&mut self, wide: bool, divisor: u8) -> [Option<Fixup>; 2] {
+        self.asm.op_reg(wide, &[0x89], host::RAX, A);
+        self.asm.op_reg(wide, &[0xc1], 7, A); // sar
+        self.asm.raw(&[if wide { 63 } else { 31 }]);
+        self.asm.op_reg(wide, &[0x39], host::RDX, A);
+        let long = self.asm.jcc_forward(cc::NZ);
+        self.asm.lea(wide, A, &Mem::at(divisor, 1));
+        self.asm.alu_imm(wide, Alu::Cmp, A, 1);
+        [Some(long), Some(self.asm.jcc_forward(cc::BE))]
+    }
+
+    pub(super) fn lea(&mut self, insn: &Insn) {
+        let Some(number) = gpr(insn.ins.op0_register()) else { return };
+        let target = host_of(number);
+        let dst = target.unwrap_or(A);
+        match insn.ins.op0_register().size() {
+            2 => {
+                self.offset(insn, A);
+                // mov dst16, A16: the upper bits stay.
+                match target {
+                    Some(dst) => {
+                        self.asm.raw(&[0x66]);
+                        self.asm.op_reg(false, &[0x89], A, dst);
+                    }
+                    None => {
+                        self.asm.raw(&[0x66]);
+                        self.asm.op_mem(false, &[0x89], A, &guest_slot(number));
+                    }
+                }
+            }
+            size => {
+                self.offset(insn, dst);
+                if size == 4 {
+                    self.asm.mov32(dst, dst);
+                }
+                if target.is_none() {
+                    self.asm.store(guest_slot(number), dst);
+                }
+            }
+        }
+    }
+
+    pub(super) fn opcode_reg(&mut self, insn: &Insn) {
+        let register = insn.ins.op0_register();
+        let Some(number) = gpr(register) else { return };
+        let size = register.size();
+        let wide = size == 8;
+        match insn.ins.mnemonic() {
+            Mnemonic::Mov => self.mov_imm(number, size, insn.op.imm),
+            Mnemonic::Bswap => {
+                let dst = self.in_register(number, A);
+                self.asm.rex_opcode(wide, &[0x0f, 0xc8], dst);
+                self.back_to_slot(number, dst);
+            }
+            _ => {
+                // xchg reg, rax
+                let dst = self.in_register(number, A);
+                if size == 2 {
+                    self.asm.raw(&[0x66]);
+                }
+                self.asm.op_reg(wide, &[0x87], host::RAX, dst);
+                self.back_to_slot(number, dst);
+            }
+        }
+    }
+
+    fn back_to_slot(&mut self, number: u8, register: u8) {
+        if host_of(number).is_none() {
+            self.asm.store(guest_slot(number), register);
+        }
+    }
+
+    fn mov_imm(&mut self, number: u8, size: usize, value: u64) {
+        let dst = host_of(number).unwrap_or(A);
+        match size {
+            1 => {
+                self.asm.rex_opcode_forced(&[0xb0], dst);
+                self.asm.raw(&[value as u8]);
+            }
+            2 => {
+                self.asm.raw(&[0x66]);
+                self.asm.rex_opcode(false, &[0xb8], dst);
+                self.asm.raw(&(value as u16).to_le_bytes());
+            }
+            4 => self.asm.mov_imm(dst, value & 0xffff_ffff),
+            _ => self.asm.mov_imm(dst, value),
+        }
+        self.back_to_slot(number, dst);
+    }
+
+    pub(super) fn push(&mut self, insn: &Insn) {
+        self.disturb(insn.live_before());
+        let mut loaded = None;
+        if insn.ins.op0_kind() == OpKind::Memory {
+            let retry = self.asm.here();
+            self.address(insn);
+            loaded = Some(self.check(insn, retry, 8, false));
+            let mem = self.operand();
+            self.asm.load(A, mem);
+            self.asm.store(slot(at::TEMP), A);
+        }
+        let retry = self.asm.here();
+        let checked = self.check_push(insn, retry);
+        match insn.ins.op0_kind() {
+            OpKind::Register => {
+                let number = gpr(insn.ins.op0_register()).unwrap_or(0);
+                match host_of(number) {
+                    Some(src) => {
+                        let mem = self.operand();
+                        self.asm.store(mem, src);
+                    }
+                    None => self.store_slot(guest_slot(number)),
+                }
+            }
+            OpKind::Memory => self.store_slot(slot(at::TEMP)),
+            _ => {
+                let mem = self.operand();
+                self.asm.op_mem(true, &[0xc7], 0, &mem);
+                self.asm.raw(&(insn.op.imm as i32).to_le_bytes());
+            }
+        }
+        self.asm.lea(true, SP, &Mem::at(SP, -8));
+        self.done(checked);
+        if let Some(loaded) = loaded {
+            self.done(loaded);
+        }
+    }
+
+    /// Checks the store of a push.
+    pub(super) fn check_push(&mut self, insn: &Insn, retry: u64) -> super::memory::Checked {
+        self.asm.lea(true, A, &Mem::at(SP, -8));
+        self.check(insn, retry, 8, true)
+    }
+
+    /// Copies a slot to the checked address.
+    pub(super) fn store_slot(&mut self, from: Mem) {
+        let mem = self.operand_in_a();
+        self.asm.load(B, from);
+        self.asm.store(mem, B);
+    }
+
+    pub(super) fn pop(&mut self, insn: &Insn) {
+        self.disturb(insn.live_before());
+        let retry = self.asm.here();
+        self.asm.mov(A, SP);
+        let checked = self.check(insn, retry, 8, false);
+        let mem = self.operand();
+        let number = gpr(insn.ins.op0_register()).unwrap_or(0);
+        let dst = host_of(number).unwrap_or(A);
+        self.asm.load(dst, mem);
+        self.back_to_slot(number, dst);
+        if dst != SP {
+            self.asm.lea(true, SP, &Mem::at(SP, 8));
+        }
+        self.done(checked);
+    }
+
+    pub(super) fn leave(&mut self, insn: &Insn) {
+        self.disturb(insn.live_before());
+        let retry = self.asm.here();
+        self.asm.mov(A, host::RBP);
+        let checked = self.check(insn, retry, 8, false);
+        let mem = self.operand();
+        self.asm.lea(true, SP, &Mem::at(host::RBP, 8));
+        self.asm.load(host::RBP, mem);
+        self.done(checked);
+    }
+}

@@ -1,0 +1,5 @@
+//! The translator against the interpreter.
+
+mod pair;
+mod random;
+mod stories;

@@ -1,0 +1,261 @@
+//! Blocks of random instructions, with memory accesses that cross pages, faults and live flags.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
+
+use super::pair::Pair;
+use crate::x86::op::reg;
+use crate::x86::testing::{CODE, DATA};
+
+/// A small generator of numbers (xorshift64*).
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// Opcodes worth trying; what comes out is filtered.
+fn opcode(random: &mut Random) -> Vec<u8> {
+    let one = random.next() as u8;
+    match random.below(10) {
+        0..=5 => vec![one],
+        6..=8 => vec![0x0f, one],
+        _ => vec![0x0f, random.pick(&[0x38, 0x3a]), random.next() as u8],
+    }
+}
+
+fn candidate(random: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if random.below(5) == 0 {
+        // VEX
+        bytes.extend(match random.below(2) {
+            0 => vec![0xc5, random.next() as u8],
+            _ => vec![0xc4, random.next() as u8 & 0xe0 | (1 + random.below(3) as u8), random.next() as u8],
+        });
+        bytes.extend((0..11).map(|_| random.next() as u8));
+        return bytes;
+    }
+    if random.below(8) == 0 {
+        bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0xf0, 0x67]));
+    }
+    if random.below(2) == 0 {
+        bytes.push(0x40 | random.below(16) as u8);
+    }
+    bytes.extend(opcode(random));
+    let modrm = random.next() as u8;
+    bytes.push(modrm);
+    for _ in 0..9 {
+        bytes.push(random.next() as u8);
+    }
+    bytes
+}
+
+fn wanted(ins: &Instruction) -> bool {
+    use Mnemonic::*;
+    let never = matches!(
+        ins.mnemonic(),
+        Hlt | Wrmsr
+            | Rdmsr
+            | Rdtsc
+            | Rdtscp
+            | Cpuid
+            | Rdrand
+            | Rdseed
+            | Rdpmc
+            | Rdpid
+            | Pause
+            | In
+            | Out
+            | Insb
+            | Insw
+            | Insd
+            | Outsb
+            | Outsw
+            | Outsd
+            | Sti
+            | Cli
+            | Popf
+            | Popfq
+            | Std
+            | Clts
+            | Lmsw
+            | Invd
+            | Wbinvd
+            | Invlpg
+            | Swapgs
+            | Sysret
+            | Sysretq
+            | Iretq
+            | Iretd
+            | Iret
+            | Rsm
+            | Vmcall
+            | Vmmcall
+            | Xsetbv
+            | Lahf
+            | Lgdt
+            | Lidt
+            | Lldt
+            | Ltr
+            | Enter
+            | Leave
+            | Fxsave
+            | Fxrstor
+            | Fxsave64
+            | Fxrstor64
+            | Xsave
+            | Xrstor
+            | Xsave64
+            | Xrstor64
+            | Xsaveopt
+            | Xsaveopt64
+            | Xsavec
+            | Xsavec64
+            | Sgdt
+            | Sidt
+            | Monitor
+            | Mwait
+    );
+    let strings = ins.is_string_instruction();
+    let control = (0..ins.op_count()).any(|n| {
+        ins.op_kind(n) == OpKind::Register
+            && (ins.op_register(n).is_cr()
+                || ins.op_register(n).is_dr()
+                || ins.op_register(n).is_segment_register())
+    });
+    let x87 = ins.op_code().instruction_string().starts_with('F') || ins.is_stack_instruction();
+    let defined = ins.rflags_undefined() & !RflagsBits::AF == 0;
+    // What a failing exchange does to the upper half of a register differs between CPUs.
+    let exchange = ins.mnemonic() == Cmpxchg && ins.op0_kind() == OpKind::Register;
+    let touches_stack_pointer = (0..ins.op_count()).any(|n| {
+        ins.op_kind(n) == OpKind::Register && ins.op_register(n).full_register() == iced_x86::Register::RSP
+    });
+    let unknown =
+        (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_mm());
+    !never
+        && !strings
+        && !control
+        && !x87
+        && defined
+        && !touches_stack_pointer
+        && !unknown
+        && !exchange
+        && ins.flow_control() == FlowControl::Next
+        && !ins.is_privileged()
+}
+
+fn instruction(random: &mut Random) -> Vec<u8> {
+    loop {
+        let bytes = candidate(random);
+        let mut decoder = Decoder::new(64, &bytes, DecoderOptions::NONE);
+        let ins = decoder.decode();
+        if !ins.is_invalid() && wanted(&ins) {
+            return bytes[..ins.len()].to_vec();
+        }
+    }
+}
+
+/// `mov reg, pointer`, often near the end of a page.
+fn pointer(random: &mut Random) -> Vec<u8> {
+    let number = random.pick(&[0u8, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    let page = DATA + 0x1000 * random.below(4);
+    let address = match random.below(4) {
+        0 => page + 0x1000 - random.below(9),
+        1 => random.next(),
+        _ => page + random.below(0xff0),
+    };
+    let mut bytes = vec![0x48 | number >> 3, 0xb8 | number & 7];
+    bytes.extend(address.to_le_bytes());
+    bytes
+}
+
+/// A jump over one instruction.
+fn branch(random: &mut Random) -> Vec<u8> {
+    let body = instruction(random);
+    let mut bytes = vec![0x70 | random.below(16) as u8, body.len() as u8];
+    bytes.extend(body);
+    bytes
+}
+
+fn code(random: &mut Random) -> Vec<u8> {
+    let mut code = Vec::new();
+    for _ in 0..random.below(24) + 1 {
+        code.extend(match random.below(8) {
+            0 | 1 => pointer(random),
+            2 => branch(random),
+            _ => instruction(random),
+        });
+    }
+    code.extend([0x0f, 0x0b]);
+    code
+}
+
+fn listing(code: &[u8]) -> String {
+    use iced_x86::{Formatter, IntelFormatter};
+    let mut formatter = IntelFormatter::new();
+    let mut text = String::new();
+    for ins in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).iter() {
+        let mut line = String::new();
+        formatter.format(&ins, &mut line);
+        text += &format!("{:x}: {line}\n", ins.ip());
+    }
+    text
+}
+
+struct Show<'a>(u64, &'a [u8]);
+
+impl Drop for Show<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {:#x}:\n{}", self.0, listing(self.1));
+        }
+    }
+}
+
+#[test]
+fn random_blocks_do_on_the_translator_what_they_do_on_the_interpreter() {
+    let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(300);
+    let first: u64 = std::env::var("SEED").ok().and_then(|r| r.parse().ok()).unwrap_or(1);
+    for seed in first..first + rounds {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let code = code(&mut random);
+        let _show = Show(seed, &code);
+        let mut pair = Pair::new(&code);
+        let data: Vec<u8> = (0..0x8000).map(|_| random.next() as u8).collect();
+        pair.poke(DATA - 0x1000, &data);
+        for _ in 0..2 {
+            pair.restart();
+            for number in (0..16).filter(|&n| n != reg::RSP) {
+                let value = match random.below(3) {
+                    0 => DATA + random.below(0x4000),
+                    1 => random.below(256),
+                    _ => random.next(),
+                };
+                pair.set(number, value);
+            }
+            for number in 0..16 {
+                let value = std::array::from_fn(|_| match random.below(3) {
+                    0 => random.next(),
+                    1 => f64::to_bits(random.below(1000) as f64 / 7.0),
+                    _ => random.below(3),
+                });
+                pair.oracle.cpu.fpu.ymm[number] = value;
+                pair.cpu.fpu.ymm[number] = value;
+            }
+            pair.run();
+        }
+    }
+}

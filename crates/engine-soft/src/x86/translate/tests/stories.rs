@@ -1,0 +1,113 @@
+//! What a program sees.
+
+use super::pair::Pair;
+use crate::x86::exception::vector;
+use crate::x86::op::reg;
+use crate::x86::testing::DATA;
+
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
+fn program(parts: &[&[u8]]) -> Vec<u8> {
+    let mut code = parts.concat();
+    code.extend_from_slice(&UD2);
+    code
+}
+
+#[test]
+fn a_loop_counts_and_sums() {
+    // mov ecx, 1000; xor eax, eax; l: add rax, rcx; mov [rbx+rcx*8], rax; dec rcx; jnz l
+    let code = program(&[
+        &[0xb9, 0xe8, 3, 0, 0, 0x31, 0xc0],
+        &[0x48, 0x01, 0xc8, 0x48, 0x89, 0x04, 0xcb, 0x48, 0xff, 0xc9, 0x75, 0xf4],
+    ]);
+    let mut pair = Pair::new(&code);
+    pair.set(reg::RBX, DATA);
+    assert_eq!(pair.run().vector(), vector::UD);
+    assert_eq!(pair.cpu.regs[0], 500_500);
+    assert!(pair.translator.stats.links >= 1, "{:?}", pair.translator.stats);
+    assert!(pair.translator.stats.entries < 20, "{:?}", pair.translator.stats);
+}
+
+#[test]
+fn calls_return_and_the_stack_is_written() {
+    // mov ecx, 100; l: call f; loop; ud2; f: push r15; push rcx; pop r14; pop r15; lea r10,[r14+r10]; ret
+    let code = [
+        &[0xb9, 100, 0, 0, 0][..],
+        &[0xe8, 6, 0, 0, 0, 0xff, 0xc9, 0x75, 0xf7, 0x0f, 0x0b],
+        &[0x41, 0x57, 0x51, 0x41, 0x5e, 0x41, 0x5f, 0x4f, 0x8d, 0x14, 0x16, 0xc3],
+    ]
+    .concat();
+    let mut pair = Pair::new(&code);
+    assert_eq!(pair.run().vector(), vector::UD);
+    assert_eq!(pair.cpu.regs[10], 5050);
+    assert_eq!(pair.translator.stats.handlers, 0);
+}
+
+#[test]
+fn flags_live_across_a_load_that_misses_are_kept() {
+    // cmp eax, 5; mov rdx, [rbx]; setb cl; adc rdx, [rbx]; pushfq; pop rsi
+    let code = program(&[&[0x83, 0xf8, 5, 0x48, 0x8b, 0x13, 0x0f, 0x92, 0xc1, 0x48, 0x13, 0x13, 0x9c, 0x5e]]);
+    let mut pair = Pair::new(&code);
+    pair.poke(DATA + 0xffc, &[0xff; 8]);
+    for (rax, rbx) in [(3, DATA), (7, DATA), (3, DATA + 0xffc), (5, DATA + 0xffc), (3, 0x7000_0000_0000)] {
+        pair.restart();
+        pair.set(reg::RAX, rax);
+        pair.set(reg::RBX, rbx);
+        pair.run();
+    }
+}
+
+#[test]
+fn a_non_canonical_access_faults_at_its_instruction_with_all_before_it_done() {
+    // inc rax; add rcx, 2; mov [rbx], rax
+    let code = program(&[&[0x48, 0xff, 0xc0, 0x48, 0x83, 0xc1, 2, 0x48, 0x89, 0x03]]);
+    let mut pair = Pair::new(&code);
+    pair.set(reg::RBX, 0x8000_0000_0000_0000);
+    assert_eq!(pair.run().vector(), vector::GP);
+    assert_eq!(pair.cpu.rip(), crate::x86::testing::CODE + 7);
+    assert_eq!(pair.cpu.regs[0], 1);
+}
+
+#[test]
+fn code_that_patches_the_instruction_ahead_of_it_runs_the_patched_one() {
+    // mov byte [rip+1+1], 7  -> patches the immediate of the next instruction: mov al, 1
+    let code = program(&[&[0xc6, 0x05, 1, 0, 0, 0, 7, 0xb0, 1], &[0xff, 0xc1]]);
+    let mut pair = Pair::new(&code);
+    for _ in 0..5 {
+        pair.restart();
+        pair.poke(crate::x86::testing::CODE + 8, &[1]);
+        pair.run();
+        assert_eq!(pair.cpu.regs[0] & 0xff, 7);
+    }
+    assert!(pair.translator.stats.voided >= 1);
+}
+
+#[test]
+fn an_instruction_across_pages_is_interpreted_in_between() {
+    let mut pair = Pair::new(&UD2);
+    let start = crate::x86::testing::CODE + 0xffb;
+    // add rax, 1; mov ecx, 0x12345678 (cut by the page's end); add rax, 2; ud2
+    pair.poke(start, &[0x48, 0x83, 0xc0, 1, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x48, 0x83, 0xc0, 2, 0x0f, 0x0b]);
+    for round in 0..3 {
+        pair.set(crate::x86::op::RIP, start);
+        pair.run();
+        assert_eq!((pair.cpu.regs[0], pair.cpu.regs[1]), (3 * (round + 1), 0x1234_5678));
+    }
+}
+
+#[test]
+fn a_conditional_move_from_memory_to_a_register_in_a_slot_keeps_it_if_false() {
+    // mov r11b, sil; cmp eax, ecx; cmova r11d, [rbx]; setg [rbx+8]
+    let code = program(&[&[0x41, 0x88, 0xf3, 0x39, 0xc8, 0x44, 0x0f, 0x47, 0x1b, 0x0f, 0x9f, 0x43, 8]]);
+    let mut pair = Pair::new(&code);
+    pair.poke(DATA, &[7; 8]);
+    for (rax, rcx) in [(3, 2), (3, 3), (1, 2), (u64::MAX, 1)] {
+        pair.restart();
+        pair.set(reg::RAX, rax);
+        pair.set(reg::RCX, rcx);
+        pair.set(reg::RSI, 0x20);
+        pair.set(11, 0x1234_5678_9abc_def0);
+        pair.set(reg::RBX, DATA);
+        pair.run();
+    }
+}

@@ -1,0 +1,679 @@
+//! Finds, makes and enters units.
+
+#![allow(unsafe_code)] // enters translated code, reads code bytes out of guest memory
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use engine::Error;
+use engine::x86::Activity;
+use engine::x86::bits::{cr0, cr4, rflags};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory};
+use mem::PAGE_SIZE;
+
+use super::super::block::Blocks;
+use super::super::cpu::Cpu;
+use super::super::decode::{self, MAX_LEN};
+use super::super::exception::{Exception, Exec};
+use super::super::fast::NO_CONTEXT;
+use super::super::op::{Op, RIP, flag};
+use super::super::tlb::View;
+use super::super::run::{code_page, copy_page, step_block};
+use super::build::{End, Place, Unit, build, build_straddle, liveness};
+use super::cache::CodeCache;
+use super::helpers;
+use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
+use super::lockstep::{self, Step};
+use super::site::{Entry, FarSite, OpSite, Site};
+use super::stats::Stats;
+use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
+use crate::clock::Clock;
+use crate::vm::attention;
+
+/// Attention that waits for RFLAGS.IF.
+pub(super) const INTERRUPTS: u32 = attention::INTERRUPT | attention::EXTINT;
+/// Most instructions of a unit.
+const MAX_INSNS: usize = 48;
+/// Most instructions that a look ahead for dead flags decodes.
+const LOOK_AHEAD: usize = 4;
+/// Code and sites of the longest unit need less.
+const ROOM: usize = 64 << 10;
+/// Sites kept before everything is dropped, some 100 bytes each.
+const MAX_SITES: usize = 1 << 20;
+/// Page and context pairs remembered.
+const MAX_ALIASES: usize = 1 << 19;
+const OFFSET: u64 = PAGE_SIZE - 1;
+
+/// What a unit is found by: page and offset, and the parts of the mode that translation depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key(u64);
+
+impl Key {
+    fn new(gpa: u64, mode: u8) -> Key {
+        Key(gpa << 8 | u64::from(mode))
+    }
+}
+
+#[derive(Default)]
+struct Hasher(u64);
+
+impl std::hash::Hasher for Hasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<Hasher>>;
+
+/// Units of one page.
+struct Page {
+    version: u32,
+    units: Vec<Key>,
+}
+
+/// A decoded instruction across two pages.
+struct Straddle {
+    versions: [u32; 2],
+    /// Guest-physical address of the second page.
+    second: u64,
+    op: Op,
+}
+
+/// A jump that can be linked if the next unit to run is its target.
+struct Link {
+    how: Joint,
+    /// Linear and guest-physical address and mode of the target.
+    target: u64,
+    gpa: u64,
+    mode: u8,
+}
+
+/// How a jump is linked.
+#[derive(Clone, Copy)]
+enum Joint {
+    /// Within the page: the place of its offset.
+    Near(u64, Entry),
+    Far(FarSite),
+}
+
+/// The translator of one vCPU.
+pub struct Translator {
+    cache: CodeCache,
+    stubs: Stubs,
+    sites: Vec<Site>,
+    units: Map<Key, Unit>,
+    pages: Map<u64, Page>,
+    straddles: Map<Key, Straddle>,
+    /// The instructions of each unit, and how often it was compared, in lockstep.
+    steps: Map<Key, (Vec<Step>, u32)>,
+    /// Contexts by number: when the jump cache was last cleared, and the number of links made since.
+    link_ids: Map<u64, (u64, u64)>,
+    next_link_id: u64,
+    /// The context that the jump cache's link number is of.
+    link_context: u64,
+    /// Linear address at which a page is executed, by page and link number.
+    aliases: Map<u64, u64>,
+    /// Changes to code pages that have been looked at ([`mem::code_changes`]).
+    seen: u64,
+    link: Option<Link>,
+    /// The next instruction is for the interpreter.
+    pub(super) interpret: bool,
+    /// Raised by a handler that translated code called.
+    pub(super) exception: Option<Exception>,
+    factory: InstructionInfoFactory,
+    /// Counts handlers by instruction.
+    pub profile: bool,
+    /// What happened.
+    pub stats: Stats,
+    /// Units end in front of what has effects outside of registers and memory, and flags are complete at
+    /// their ends.
+    lockstep: bool,
+}
+
+impl Translator {
+    /// A translator with an empty code cache.
+    pub fn new(lockstep: bool) -> Result<Translator, Error> {
+        let mut cache = CodeCache::new()?;
+        let avx = std::arch::is_x86_feature_detected!("avx");
+        let stubs = Stubs::install(&mut cache, helpers::miss, helpers::run, avx)?;
+        Ok(Translator {
+            cache,
+            stubs,
+            sites: vec![Site::Indirect, Site::FarMiss],
+            link_ids: Map::default(),
+            next_link_id: 1,
+            link_context: NO_CONTEXT,
+            aliases: Map::default(),
+            units: Map::default(),
+            pages: Map::default(),
+            straddles: Map::default(),
+            steps: Map::default(),
+            seen: 0,
+            link: None,
+            interpret: false,
+            exception: None,
+            factory: InstructionInfoFactory::new(),
+            profile: std::env::var_os("OSPITE_PROFILE").is_some(),
+            stats: Stats::default(),
+            lockstep,
+        })
+    }
+
+    pub(super) fn site(&self, number: u64) -> Option<Site> {
+        self.sites.get(number as usize).copied()
+    }
+
+    #[cold]
+    pub(super) fn count_handler(&mut self, cpu: &mut Cpu, site: &OpSite) {
+        let linear = cpu.frame.page.wrapping_add(site.at.into());
+        let mut bytes = [0; MAX_LEN];
+        let len = usize::from(site.op.len);
+        if cpu.read_linear(cpu.view(), linear, &mut bytes[..len]).is_ok() {
+            let ins = Decoder::new(cpu.mode.code_bits.into(), &bytes[..len], DecoderOptions::NONE).decode();
+            *self.stats.by_mnemonic.entry(ins.mnemonic()).or_default() += 1;
+        }
+    }
+
+    /// Drops all translated code.
+    pub fn clear(&mut self, cpu: &mut Cpu) {
+        self.cache.reset();
+        self.sites.truncate(2);
+        self.units.clear();
+        self.pages.clear();
+        self.straddles.clear();
+        self.link = None;
+        self.link_ids.clear();
+        self.aliases.clear();
+        cpu.tlb.jumps.clear();
+        self.stats.flushes += 1;
+    }
+
+    /// Runs guest code for a while: translated if it can be, else one block in the interpreter.
+    ///
+    /// # Safety
+    /// `cpu` is in a [`CpuBox`](super::frame::CpuBox).
+    pub unsafe fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
+        if std::mem::take(&mut self.interpret) || !translatable(cpu) {
+            self.stats.interpreted += 1;
+            return step_block(cpu, blocks);
+        }
+        let rip = cpu.regs[RIP as usize];
+        if !super::super::access::canonical(rip) {
+            return Err(Exception::GP0);
+        }
+        let gpa = code_page(cpu, rip)? | rip & OFFSET;
+        self.void_changed(cpu);
+        let mode = mode_bits(cpu);
+        let Some(unit) = self.find(cpu, gpa, mode) else {
+            self.stats.interpreted += 1;
+            return step_block(cpu, blocks);
+        };
+        let key = Key::new(gpa, mode);
+        let context = self.prepare(cpu, rip, mode, unit, self.trusted(key));
+        let Some(linkable) = self.number_links(cpu, rip, gpa, context) else {
+            return Ok(()); // all code was dropped: look again
+        };
+        if self.trusted(key) {
+            self.follow_link(cpu, rip, gpa, mode, unit, linkable);
+        }
+        self.stats.entries += 1;
+        if !self.trusted(key) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.step_both(cpu, key, unit) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.enter(cpu, unit) }
+    }
+
+    /// Whether a unit runs on the translator alone.
+    fn trusted(&self, key: Key) -> bool {
+        !self.lockstep || self.steps.get(&key).is_some_and(|(_, count)| *count >= lockstep::COMPARISONS)
+    }
+
+    /// The unit on both tiers.
+    ///
+    /// # Safety
+    /// As for [`Translator::step`].
+    unsafe fn step_both(&mut self, cpu: &mut Cpu, key: Key, unit: Unit) -> Exec {
+        let Some((steps, count)) = self.steps.remove(&key) else { return Ok(()) };
+        cpu.frame.attention_mask = 0;
+        let result = match lockstep::interpret(cpu, &steps) {
+            Err(result) => result,
+            Ok(expected) => {
+                // No links and no jumps through the cache: one unit at a time.
+                cpu.frame.context = NO_CONTEXT - 1;
+                cpu.tlb.jumps.link_id = 0;
+                cpu.leave_block = false;
+                // SAFETY: the caller's promise.
+                let found = unsafe { self.enter(cpu, unit) };
+                self.link = None;
+                self.interpret = false;
+                self.stats.compared += 1;
+                if !lockstep::compare(cpu, &steps, &expected, found, self.stats.mismatches) {
+                    self.stats.mismatches += 1;
+                }
+                expected.result()
+            }
+        };
+        if self.units.contains_key(&key) {
+            self.steps.insert(key, (steps, count + 1));
+        }
+        result
+    }
+
+    /// Runs translated code from a unit on.
+    ///
+    /// # Safety
+    /// As for [`Translator::step`].
+    unsafe fn enter(&mut self, cpu: &mut Cpu, unit: Unit) -> Exec {
+        let translator = std::ptr::from_mut(self);
+        cpu.frame.translator = translator.expose_provenance() as u64;
+        let cpu = std::ptr::from_mut(cpu);
+        // SAFETY: the caller's promise; the unit was found just now. Neither `self` nor the vCPU is used
+        // but through these pointers until it returns.
+        unsafe {
+            (*translator).stubs.enter(cpu, unit.indirect);
+            (*translator).left(&mut *cpu)
+        }
+    }
+
+    /// Translated code was left: brings RIP and RFLAGS up to date.
+    fn left(&mut self, cpu: &mut Cpu) -> Exec {
+        if let Some(exception) = self.exception.take() {
+            return Err(exception);
+        }
+        let page = cpu.frame.page;
+        match self.site(cpu.frame.site) {
+            Some(Site::Indirect) | None => {
+                self.stats.jump_misses += 1;
+                cpu.regs[RIP as usize] = cpu.frame.scratch[0];
+                if self.profile {
+                    *self.stats.missed.entry(cpu.frame.scratch[0]).or_default() += 1;
+                }
+            }
+            // The handler did it.
+            Some(Site::Op(_) | Site::Straddle { .. }) => return Ok(()),
+            Some(Site::Link { patch, target, entry }) => {
+                let rip = page | u64::from(target);
+                cpu.regs[RIP as usize] = rip;
+                self.want_link(cpu, Joint::Near(patch, entry));
+            }
+            Some(Site::Far(site)) => {
+                cpu.regs[RIP as usize] = page.wrapping_add(site.offset as u64);
+                self.want_link(cpu, Joint::Far(site));
+            }
+            Some(Site::FarMiss) => {
+                self.stats.jump_misses += 1;
+                cpu.regs[RIP as usize] = cpu.frame.scratch[0];
+                if let Some(Site::Far(site)) = self.site(cpu.frame.far_site) {
+                    self.want_link(cpu, Joint::Far(site));
+                }
+            }
+            Some(Site::Leave { at }) => {
+                self.stats.attentions += 1;
+                cpu.regs[RIP as usize] = page.wrapping_add(at.into());
+            }
+        }
+        debug_assert_eq!((SITE_INDIRECT, SITE_FAR), (0, 1));
+        cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+        Ok(())
+    }
+
+    /// The jump that translated code was left at can be linked when its target is known.
+    fn want_link(&mut self, cpu: &Cpu, how: Joint) {
+        let target = cpu.regs[RIP as usize];
+        // If the page is not in the TLB, the jump is linked the next time.
+        if let Some(gpa) = cpu.tlb.code(cpu.cpl == 3, target) {
+            self.link = Some(Link { how, target, gpa: gpa | target & OFFSET, mode: mode_bits(cpu) });
+        }
+    }
+
+    /// Patches the jump that translated code was left at, if this is where it goes.
+    fn follow_link(&mut self, cpu: &Cpu, rip: u64, gpa: u64, mode: u8, unit: Unit, linkable: bool) {
+        let Some(link) = self.link.take() else { return };
+        if (link.target, link.gpa, link.mode) != (rip, gpa, mode) {
+            return;
+        }
+        match link.how {
+            Joint::Near(patch, entry) => self.cache.patch_jump(patch, unit.entry(entry)),
+            Joint::Far(site) => {
+                self.cache.patch_jump(site.other, site.lookup);
+                if linkable {
+                    self.cache.patch(site.guard, cpu.tlb.jumps.link_id as u32);
+                    self.cache.patch_jump(site.jump, unit.indirect);
+                }
+            }
+        }
+        self.stats.links += 1;
+    }
+
+    /// Sees to the number that links across pages are guarded by. Answers whether the current page may
+    /// be linked to: not if it is executed at several linear addresses, from which the same jump goes
+    /// to different places. `None` if everything was dropped to begin anew.
+    fn number_links(&mut self, cpu: &mut Cpu, rip: u64, gpa: u64, context: u64) -> Option<bool> {
+        let jumps = &mut cpu.tlb.jumps;
+        if jumps.link_id == 0 || self.link_context != context {
+            let next = self.next_link_id;
+            let known = self.link_ids.entry(context).or_insert((jumps.epoch, next));
+            if known.0 != jumps.epoch {
+                *known = (jumps.epoch, next);
+            }
+            if known.1 == next {
+                self.next_link_id += 1;
+            }
+            jumps.link_id = known.1;
+            self.link_context = context;
+        }
+        let id = jumps.link_id;
+        if self.aliases.len() > MAX_ALIASES || self.next_link_id >= u32::MAX.into() {
+            self.aliases.clear();
+            self.link_ids.clear();
+            self.next_link_id = 1;
+            self.clear(cpu);
+            return None;
+        }
+        let linear = rip & !OFFSET;
+        let alias = self.aliases.entry(gpa >> 12 << 32 | id).or_insert(linear);
+        if *alias == linear {
+            return Some(true);
+        }
+        // Void all links: some may have been made from here at the other address.
+        *alias = linear;
+        jumps.clear();
+        Some(false)
+    }
+
+    /// Fills the frame for the unit at `rip`.
+    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit, trusted: bool) -> u64 {
+        let context = context_of(cpu, mode);
+        let private = cpu.cpl != 3 && !cpu.tlb.code_is_global(false, rip);
+        if trusted {
+            cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
+        }
+        cpu.frame.context = context;
+        cpu.frame.page = rip & !OFFSET;
+        cpu.frame.set_flags(cpu.rflags);
+        cpu.frame.attention = cpu.vm.vcpus[cpu.id as usize].attention_address();
+        cpu.leave_block = false;
+        cpu.debug_shadow = false;
+        Translator::set_mask(cpu);
+        Translator::publish_deadline(cpu);
+        context
+    }
+
+    /// Which attention bits would be acted upon.
+    pub(super) fn set_mask(cpu: &mut Cpu) {
+        let mut mask = u32::MAX;
+        if cpu.rflags & rflags::IF == 0 {
+            mask &= !INTERRUPTS;
+        }
+        if cpu.nmi_blocked {
+            mask &= !attention::NMI;
+        }
+        cpu.frame.attention_mask = mask.into();
+    }
+
+    /// Goes on behind a handler that changed where or how code runs, if the jump cache knows the way.
+    /// Answers the code's address or 0.
+    pub(super) fn go_on(&mut self, cpu: &mut Cpu) -> u64 {
+        let rip = cpu.regs[RIP as usize];
+        let changed = mem::code_changes() != self.seen || cpu.activity != Activity::Running;
+        if self.lockstep || changed || !translatable(cpu) {
+            return 0;
+        }
+        let context = context_of(cpu, mode_bits(cpu));
+        let Some(entry) = cpu.tlb.jumps.find(rip, context) else { return 0 };
+        if cpu.tlb.jumps.link_id == 0 || self.link_context != context {
+            match self.link_ids.get(&context) {
+                Some(&(epoch, id)) if epoch == cpu.tlb.jumps.epoch => cpu.tlb.jumps.link_id = id,
+                _ => return 0,
+            }
+            self.link_context = context;
+        }
+        cpu.frame.context = context;
+        cpu.frame.page = entry.page;
+        cpu.leave_block = false;
+        cpu.debug_shadow = false;
+        Translator::set_mask(cpu);
+        entry.code
+    }
+
+    /// Lets the ticker know when the APIC timer is due.
+    pub(super) fn publish_deadline(cpu: &Cpu) {
+        let deadline = cpu.lapic.deadline().unwrap_or(u64::MAX);
+        cpu.vm.vcpus[cpu.id as usize].deadline.store(deadline, Ordering::Relaxed);
+    }
+
+    /// Drops the code of pages that have been written.
+    fn void_changed(&mut self, cpu: &mut Cpu) {
+        let changes = mem::code_changes();
+        if changes == self.seen {
+            return;
+        }
+        self.seen = changes;
+        let ram = cpu.vm.ram.clone();
+        let stale = |gpa: u64, page: &Page| ram.page(gpa).is_none_or(|p| p.state.version() != page.version);
+        let units = &mut self.units;
+        let mut dropped = 0;
+        self.pages.retain(|&gpa, page| {
+            let drop = stale(gpa, page);
+            if drop {
+                page.units.iter().for_each(|key| {
+                    units.remove(key);
+                });
+                dropped += 1;
+            }
+            !drop
+        });
+        if dropped > 0 {
+            cpu.tlb.jumps.clear();
+            self.link = None;
+            self.stats.voided += dropped;
+        }
+    }
+
+    /// The unit at `gpa`, translated if need be. `None` if it must be interpreted.
+    fn find(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
+        match self.units.get(&Key::new(gpa, mode)) {
+            Some(unit) => Some(*unit),
+            None => self.translate(cpu, gpa, mode),
+        }
+    }
+
+    #[cold]
+    fn translate(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
+        let start = Clock::ticks();
+        if self.cache.room() < ROOM || self.sites.len() > MAX_SITES {
+            self.clear(cpu);
+        }
+        let vm = cpu.vm.clone();
+        let page = vm.ram.page(gpa)?;
+        let (version, fresh) = page.state.mark_code();
+        let keep = vm.settle_code(cpu.id, fresh);
+        if fresh {
+            cpu.tlb.protect_writes();
+        }
+        if !keep {
+            return None;
+        }
+        let bytes = copy_page(&page);
+        let unit = self.translate_bytes(cpu, &bytes, gpa, mode)?;
+        let key = Key::new(gpa, mode);
+        let known = self.pages.entry(gpa & !OFFSET).or_insert(Page { version, units: Vec::new() });
+        known.units.push(key);
+        if known.version != version {
+            // Written in between: noticed at the next look at the changes.
+            self.seen = self.seen.wrapping_sub(1);
+        }
+        self.units.insert(key, unit);
+        self.stats.units += 1;
+        self.stats.translation_ticks += Clock::ticks() - start;
+        Some(unit)
+    }
+
+    /// The instruction at offset `at` of the current page, whose last bytes are in the next one. `None`
+    /// if the interpreter must have a look: the page is not there, or written, or not only ours.
+    pub(super) fn straddling(&mut self, cpu: &mut Cpu, at: u16) -> Option<Op> {
+        let rip = cpu.frame.page | u64::from(at);
+        let user = cpu.cpl == 3;
+        let first = cpu.tlb.code(user, rip)?;
+        let second = cpu.tlb.code(user, (rip | OFFSET).wrapping_add(1))?;
+        let vm = cpu.vm.clone();
+        let pages = [vm.ram.page(first)?, vm.ram.page(second)?];
+        let versions = pages.map(|page| page.state.version());
+        let key = Key::new(first | u64::from(at), mode_bits(cpu));
+        if let Some(known) = self.straddles.get(&key)
+            && (known.versions, known.second) == (versions, second)
+        {
+            return Some(known.op);
+        }
+        let mut versions = [0; 2];
+        for (page, version) in pages.iter().zip(&mut versions) {
+            let (now, fresh) = page.state.mark_code();
+            *version = now;
+            if fresh {
+                cpu.tlb.protect_writes();
+            }
+            if !vm.settle_code(cpu.id, fresh) {
+                return None;
+            }
+        }
+        let bytes = pages.map(|page| copy_page(&page));
+        let both = [&bytes[0][at.into()..], &bytes[1][..MAX_LEN]].concat();
+        let op = decode::decode(&both[..MAX_LEN.min(both.len())], &cpu.mode).ok()??;
+        self.straddles.insert(key, Straddle { versions, second, op });
+        Some(op)
+    }
+
+    fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
+        let at = (gpa & OFFSET) as u32;
+        let (mut insns, end) = self.decode_run(cpu, page, at, mode);
+        if insns.is_empty() {
+            if end != End::Straddle {
+                return None;
+            }
+            let place = Place { stubs: &self.stubs, view: cpu.view(), mode };
+            let (code, unit) = build_straddle(at, self.cache.cursor(), &place, &mut self.sites);
+            self.cache.append(&code)?;
+            return Some(unit);
+        }
+        let lockstep = self.lockstep;
+        let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at) };
+        liveness(&mut insns, &live_at);
+        let place = Place { stubs: &self.stubs, view: cpu.view(), mode };
+        let (code, unit) = build(&insns, end, self.cache.cursor(), &place, &mut self.sites);
+        if self.lockstep {
+            self.steps.insert(Key::new(gpa, mode), (insns.iter().map(Step::new).collect(), 0));
+        }
+        if std::env::var_os("OSPITE_DUMP").is_some() {
+            dump(&insns, &code, self.cache.cursor());
+        }
+        self.cache.append(&code)?;
+        self.stats.instructions += insns.len() as u64;
+        self.stats.code_bytes += code.len() as u64;
+        Some(unit)
+    }
+
+    /// Decodes up to an unconditional jump, the end of the page, or what does not decode.
+    fn decode_run(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: u8) -> (Vec<Insn>, End) {
+        let features = features_of(mode);
+        let mut insns: Vec<Insn> = Vec::with_capacity(MAX_INSNS);
+        let mut at = at as usize;
+        while insns.len() < MAX_INSNS && at < page.len() {
+            let bytes = &page[at..page.len().min(at + MAX_LEN)];
+            let insn = match decode(bytes, at as u32, &cpu.mode, features, &mut self.factory) {
+                Ok(Some(insn)) => insn,
+                Ok(None) if !self.lockstep => return (insns, End::Straddle),
+                _ => return (insns, End::Interpret),
+            };
+            if self.lockstep && insn.class == Class::Handler {
+                return (insns, End::Interpret);
+            }
+            at += insn.length() as usize;
+            let goes_on = matches!(insn.class, Class::Branch | Class::Sti);
+            let ends = insn.op.has(flag::ENDS_BLOCK) && !goes_on;
+            insns.push(insn);
+            if ends {
+                break;
+            }
+        }
+        if let Some(last) = insns.last_mut()
+            && last.class == Class::Sti
+        {
+            last.hand_over(); // what is in its shadow is not in the unit
+        }
+        (insns, End::Cut)
+    }
+}
+
+impl Drop for Translator {
+    fn drop(&mut self) {
+        if self.lockstep {
+            eprintln!("lockstep: {} units compared, {} differ", self.stats.compared, self.stats.mismatches);
+        }
+        if self.profile {
+            eprintln!("{}", self.stats);
+        }
+    }
+}
+
+/// Prints guest and host code, for debugging.
+#[cold]
+fn dump(insns: &[Insn], code: &[u8], at: u64) {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for insn in insns {
+        let bytes = hex(&insn.bytes[..insn.length() as usize]);
+        eprintln!("{:03x} {bytes} {:?} live {:#x}", insn.at, insn.class, insn.live_after);
+    }
+    eprintln!("{at:x}: {}", hex(code));
+}
+
+/// Arithmetic flags that may be read at an offset of a page before they are written.
+fn look_ahead(page: &[u8], at: u32) -> u32 {
+    let mut live = ARITHMETIC;
+    let mut decoder = Decoder::new(64, &page[at as usize..], DecoderOptions::NONE);
+    for _ in 0..LOOK_AHEAD {
+        let ins = decoder.decode();
+        let kills = ins.rflags_modified() & ARITHMETIC;
+        if ins.is_invalid() || ins.rflags_read() & live != 0 || ins.flow_control() != FlowControl::Next {
+            return live;
+        }
+        if kills != 0 && super::insn::surely_writes(&ins) {
+            live &= !kills;
+        }
+        if live == 0 {
+            break;
+        }
+    }
+    live
+}
+
+/// What the jump cache tags its entries with: a user's belong to an address space, a supervisor's to all.
+fn context_of(cpu: &Cpu, mode: u8) -> u64 {
+    if cpu.cpl == 3 { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() }
+}
+
+/// What of the mode translation depends on.
+pub(super) fn mode_bits(cpu: &Cpu) -> u8 {
+    let sse = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
+    let avx = sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.fpu.xcr0 & 6 == 6;
+    // Unmasked exceptions would be the host's.
+    let masked = cpu.fpu.mxcsr & 0x1f80 == 0x1f80;
+    let smap = cpu.cr4 & cr4::SMAP != 0;
+    cpu.view() as u8 | u8::from(sse && masked) << 2 | u8::from(avx && masked) << 3 | u8::from(smap) << 4
+}
+
+fn features_of(mode: u8) -> Features {
+    Features { sse: mode & 4 != 0, avx: mode & 8 != 0, smap: mode & 16 != 0, user: mode & 3 == View::User as u8 }
+}
+
+/// Whether nothing is going on that only the interpreter knows.
+fn translatable(cpu: &Cpu) -> bool {
+    cpu.mode.long64 && !cpu.mode.align_check && !cpu.interrupt_shadow && !cpu.watched()
+}
