@@ -22,7 +22,8 @@ unit-test: prepare ## The tests of the crates; seconds once built
 	$(CARGO) test --workspace --locked
 
 guest-test: prepare ## Boots kernels and a Debian and talks to them; minutes
-	$(CARGO) test --locked --package guest-tests -- --ignored --test-threads=1
+	@tools/prepare.sh guest-tests
+	$(CARGO) test --locked --no-fail-fast --package guest-tests -- --ignored --test-threads=1
 
 test-kvm: prepare ## The hardware engine on emulated hardware: boots Debian's kernel on nested page tables
 	tools/test-kvm.sh
