@@ -6,6 +6,7 @@
 #
 # Usage: tools/test-kvm.sh [COMMAND]     COMMAND for the inside's shell instead of the tests; what it
 #                                        needs is in /kvm: ospite, tests/*, vmlinuz, busybox.cpio
+# OSPITE_TEST_KVM_EXTRA  a folder that is put into the nested machine's / as it is
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:$HOME/.cargo/bin
 cd "$tools/.."
@@ -37,6 +38,7 @@ for test in "${tests[@]}"; do
 done
 cp "$guests/cloud/vmlinuz" "$guests/busybox.cpio" "$tree/kvm/"
 cp "$tools/test-kvm-inside.sh" "$tree/kvm/inside.sh"
+[ -z "${OSPITE_TEST_KVM_EXTRA:-}" ] || cp -a "$OSPITE_TEST_KVM_EXTRA/." "$tree/"
 "$tools/guest-initramfs.sh" "$scratch/kvm.cpio" "$guests/busybox" "$guests/generic/root" -- kvm-amd
 (cd "$tree" && find . | cpio --quiet --create --format=newc --owner=0:0) >>"$scratch/kvm.cpio"
 
