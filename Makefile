@@ -5,7 +5,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test unit-test guest-test lint bench install
+.PHONY: help demo build test unit-test guest-test test-kvm lint bench install
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,13 +16,17 @@ demo: prepare ## Boot a Debian 12 in a VM of yours; without a terminal: boot, lo
 build: prepare ## The program: target/release/ospite
 	$(CARGO) build --release --locked
 
-test: lint build unit-test guest-test ## Everything that CI runs
+test: lint build unit-test guest-test test-kvm ## Everything that CI runs
 
 unit-test: prepare ## The tests of the crates; seconds once built
 	$(CARGO) test --workspace --locked
 
 guest-test: prepare ## Boots kernels and a Debian and talks to them; minutes
-	$(CARGO) test --locked --package guest-tests -- --ignored --test-threads=1
+	@tools/prepare.sh guest-tests
+	$(CARGO) test --locked --no-fail-fast --package guest-tests -- --ignored --test-threads=1
+
+test-kvm: prepare ## The hardware engine on emulated hardware: boots Debian's kernel on nested page tables
+	tools/test-kvm.sh
 
 lint: prepare ## Format, clippy, arrows of the house plan, licences, shell scripts
 	tools/lint.sh

@@ -12,5 +12,11 @@ cd "$tools/.."
 "$tools/install-qemu.sh"
 "$tools/guest-kernels.sh"
 cargo build --release --locked --package ospite --package ospite-bench
-exec target/release/ospite-bench --cache "$guests" --rounds "${OSPITE_BENCH_ROUNDS:-3}" \
+
+say "The engine alone, in millions of guest instructions a second:"
+{ cargo test --release --locked --quiet --package engine-soft speed -- --ignored --nocapture --test-threads=1 || true; } |
+    sed -n "s/^\.*\(.*\): \([0-9]*\) million instructions.*/  \2\t\1/p"
+
+say "Whole guests:"
+target/release/ospite-bench --cache "$guests" --rounds "${OSPITE_BENCH_ROUNDS:-3}" \
     --divide "${OSPITE_BENCH_DIVIDE:-16}" "$@"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes sure that the program can be built: a Rust toolchain must be there, a linker is installed.
+# Makes sure that the program can be built: a Rust toolchain must be there, a linker is installed. With
+# guest-tests also what the guest tests look at disk images with.
 #
-# Usage: tools/prepare.sh
+# Usage: tools/prepare.sh [guest-tests]
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:$HOME/.cargo/bin
 
@@ -15,3 +16,7 @@ have=$(rustc --version | cut -d' ' -f2)
 need cc gcc ld binutils
 # crt1.o and the rest of what a linker needs of the C library.
 [ -e "$(cc -print-file-name=crt1.o)" ] || need no-such-command libc6-dev
+
+if [ "${1:-}" = guest-tests ]; then
+    need qemu-img qemu-utils e2fsck e2fsprogs setsid util-linux
+fi

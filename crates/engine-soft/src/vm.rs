@@ -148,6 +148,9 @@ pub struct Shared {
     pub cpuid: Cpuid,
     /// Time.
     pub clock: Clock,
+    /// What the VM's clock showed when ours began, in nanoseconds (wrapping): the VM may come from
+    /// elsewhere.
+    pub uptime_before: AtomicU64,
     /// One mailbox a vCPU.
     pub vcpus: Vec<Mailbox>,
     /// Level of the PIC's output.
@@ -167,6 +170,7 @@ impl Shared {
             ram,
             cpuid: Cpuid::new(config.cpus),
             clock: Clock::default(),
+            uptime_before: AtomicU64::new(0),
             vcpus: (0..config.cpus).map(Mailbox::new).collect(),
             extint: AtomicBool::new(false),
             code_epoch: AtomicU64::new(0),

@@ -80,6 +80,19 @@ pub trait Vm: Send + Sync {
 
     /// Non-maskable interrupt to a vCPU.
     fn send_nmi(&self, id: u32);
+
+    /// Whether the guest's writes are to be told apart by page, for [`Vm::collect_writes`]. It costs the
+    /// guest time while it is on. An engine that always knows has nothing to do.
+    fn log_writes(&self, _on: bool) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Marks the pages that the guest wrote since the last call in the memory's own log
+    /// ([`GuestRam::take_dirty`]); all pages if [`Vm::log_writes`] is off and the engine does not know.
+    /// An engine that marks them as it writes has nothing to do.
+    fn collect_writes(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Where a vCPU's accesses go when they leave the CPU. Called on the vCPU's thread, in

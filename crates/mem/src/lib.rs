@@ -6,6 +6,7 @@
 //! pages hold code that an engine has decoded or translated.
 
 mod host;
+mod mapping;
 mod page_log;
 mod ram;
 mod vectored;

@@ -2,11 +2,16 @@
 
 #![allow(unsafe_code)] // hands out host pointers into the guest's memory
 
+use std::io::Error as IoError;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
 
+use crate::mapping::{FLAGS, Mapping, PROT};
 use crate::{PAGE_SIZE, PageLog, PageState};
 
 /// Why guest memory could not be made.
@@ -22,7 +27,7 @@ pub enum Error {
         bytes: u64,
         /// The host's answer.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: std::io::Error,
     },
 }
 
@@ -48,6 +53,8 @@ pub struct Page<'a> {
 
 struct Inner {
     mem: GuestMemoryMmap<PageLog>,
+    /// The memory behind `mem`, and so after it.
+    _mappings: Vec<Mapping>,
     ranges: Vec<(RamRange, PageLog)>,
 }
 
@@ -68,12 +75,17 @@ impl GuestRam {
         if let Some(bad) = ranges.iter().find(|r| !aligned(r)) {
             return Err(Error::Unaligned(bad.clone()));
         }
-        let request: Vec<_> =
-            ranges.iter().map(|r| (GuestAddress(r.start), (r.end - r.start) as usize)).collect();
-        let mem = GuestMemoryMmap::from_ranges(&request)
-            .map_err(|source| Error::Map { bytes: ranges.iter().map(|r| r.end - r.start).sum(), source })?;
+        let bytes = ranges.iter().map(|r| r.end - r.start).sum();
+        let failed = |source| Error::Map { bytes, source };
+        let mappings: Vec<_> = ranges
+            .iter()
+            .map(|r| Mapping::new((r.end - r.start) as usize))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        let regions = ranges.iter().zip(&mappings).map(region).collect::<Result<_, _>>().map_err(failed)?;
+        let mem = GuestMemoryMmap::from_regions(regions).map_err(IoError::other).map_err(failed)?;
         let ranges = mem.iter().map(range_of).collect();
-        Ok(GuestRam(Arc::new(Inner { mem, ranges })))
+        Ok(GuestRam(Arc::new(Inner { mem, _mappings: mappings, ranges })))
     }
 
     /// The ranges in ascending order.
@@ -111,6 +123,14 @@ impl GuestRam {
         }
         dirty
     }
+}
+
+fn region((range, mapping): (&Range<u64>, &Mapping)) -> Result<GuestRegionMmap<PageLog>, IoError> {
+    let len = (range.end - range.start) as usize;
+    // SAFETY: the mapping is `len` bytes long and outlives the region, in `Inner`.
+    let region = unsafe { MmapRegion::build_raw(mapping.start(), len, PROT, FLAGS) };
+    GuestRegionMmap::new(region.map_err(IoError::other)?, GuestAddress(range.start))
+        .ok_or_else(|| IoError::other("it ends beyond all addresses"))
 }
 
 fn range_of(region: &vm_memory::GuestRegionMmap<PageLog>) -> (RamRange, PageLog) {

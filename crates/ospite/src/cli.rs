@@ -118,7 +118,7 @@ impl ConsoleKind {
 #[command(after_help = RUN_EXAMPLES.to_owned() + "\n" + &exit::help())]
 pub struct RunArgs {
     /// What executes the guest's code: auto takes the best that works here, soft is a CPU in software
-    /// (every host), kvm is the host's hardware virtualization (not built yet)
+    /// (every host), kvm is the host's hardware virtualization
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = ["auto", "soft", "kvm"])]
     pub engine: String,
 

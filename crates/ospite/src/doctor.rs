@@ -121,9 +121,10 @@ mod tests {
     #[test]
     fn this_host_can_run_guests_and_the_report_says_by_what() {
         let report = report(&Host::new(Path::new("/")));
-        assert_eq!(report.auto, Some("soft"));
+        let kvm = report.engines.iter().find(|engine| engine.name == "kvm").unwrap();
+        assert_eq!(report.auto, Some(if kvm.works { "kvm" } else { "soft" }));
         let text = text(&report);
-        assert!(text.contains("yes  soft") && text.contains("no   kvm"), "{text}");
+        assert!(text.contains("yes  soft"), "{text}");
         assert!(text.contains("what --engine auto takes"), "{text}");
     }
 

@@ -13,6 +13,7 @@ mod failure;
 mod logger;
 mod man;
 mod output;
+mod panics;
 mod run;
 mod signals;
 
@@ -20,7 +21,7 @@ use cli::{Cli, Command};
 use failure::Failure;
 
 fn main() {
-    console::terminal::restore_on_panic();
+    panics::prepare();
     let cli = Cli::parse();
     logger::start(cli.verbose);
     let outcome = catch_unwind(|| dispatch(cli.command));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::Engine;
 use machine::{BootSpec, HostIo, VmSpec};
 use serde::Serialize;
-use vmm::{End, Options, Vm, engines};
+use vmm::{End, Options, Request, Vm, engines};
 
 use crate::cli::{ConsoleKind, RunArgs};
 use crate::console::output::Output;
@@ -14,7 +14,7 @@ use crate::console::{Console, Keyboard};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
-use crate::signals;
+use crate::{panics, signals};
 
 /// Runs the VM, or prints what it would be.
 pub fn run(args: &RunArgs) -> Result<Code, Failure> {
@@ -70,10 +70,19 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
+    let (control, reader) = (vm.control(), output.clone());
+    panics::last_will(move || {
+        reader.never_wait();
+        let _ = control.request(Request::Kill); // it may have ended by itself
+    });
     let console = Console::attach(&args.name, args.escape, keyboard(args, &vm), vm.control(), &output);
     let end = vm.wait();
     output.drain();
     drop(console);
+    if panics::happened() {
+        say("the VM was ended by a defect in ospite; please report the message above");
+        return Ok(Code::Internal);
+    }
     if end == End::Killed {
         killer.die_of_it();
     }

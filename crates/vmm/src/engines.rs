@@ -1,6 +1,7 @@
 //! The engines by name.
 
 use engine::Engine;
+use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 
 /// An engine as its users know it.
@@ -66,8 +67,7 @@ fn no_engine() -> engine::Error {
 }
 
 fn make_kvm() -> Result<Box<dyn Engine>, engine::Error> {
-    let why = "this version of ospite does not have it yet; use --engine soft".into();
-    Err(engine::Error::Unavailable { engine: "kvm", why })
+    Ok(Box::new(KvmEngine::new()?))
 }
 
 fn make_soft() -> Result<Box<dyn Engine>, engine::Error> {
@@ -85,13 +85,17 @@ mod tests {
     }
 
     #[test]
-    fn kvm_is_known_and_says_that_it_is_not_built_yet() {
-        let Err(Error::Unusable(error)) = pick("kvm") else { panic!("kvm must refuse") };
-        assert!(error.to_string().contains("does not have it yet"), "{error}");
+    fn kvm_works_or_says_what_is_missing() {
+        match pick("kvm") {
+            Ok(engine) => assert_eq!(engine.name(), "kvm"),
+            Err(Error::Unusable(error)) => assert!(error.to_string().contains("kvm engine"), "{error}"),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     #[test]
-    fn auto_picks_the_software_engine() {
-        assert_eq!(pick("auto").unwrap().name(), "soft");
+    fn auto_picks_hardware_where_it_is_real_and_software_elsewhere() {
+        let best = if pick("kvm").is_ok() { "kvm" } else { "soft" };
+        assert_eq!(pick("auto").unwrap().name(), best);
     }
 }

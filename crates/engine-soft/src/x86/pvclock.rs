@@ -1,6 +1,7 @@
 //! The paravirtual clock that KVM guests know (Linux' Documentation/virt/kvm/x86/msr.rst describes
 //! the interface): the guest computes the time from its TSC and a page that says how.
 
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::cpu::Cpu;
@@ -24,9 +25,18 @@ fn scale(hz: u64) -> (u32, i8) {
     (((1_000_000_000u128 << 32) / u128::from(base)) as u32, shift)
 }
 
-/// Nanoseconds since the VM's clock began.
-fn uptime(cpu: &Cpu) -> u64 {
+/// Nanoseconds since the VM's clock began, wherever that was.
+pub fn uptime(cpu: &Cpu) -> u64 {
+    since_start(cpu).wrapping_add(cpu.vm.uptime_before.load(Ordering::Relaxed))
+}
+
+fn since_start(cpu: &Cpu) -> u64 {
     cpu.vm.clock.nanos_in(Clock::ticks().saturating_sub(cpu.vm.clock.start()))
+}
+
+/// Makes the VM's clock show `nanos` now. Pages that were written before do not follow.
+pub fn set_uptime(cpu: &Cpu, nanos: u64) {
+    cpu.vm.uptime_before.store(nanos.wrapping_sub(since_start(cpu)), Ordering::Relaxed);
 }
 
 fn write(cpu: &mut Cpu, gpa: u64, bytes: &[u8]) {

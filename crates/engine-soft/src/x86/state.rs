@@ -14,6 +14,7 @@ use super::event::{Event, Shutdown};
 use super::exception::{Exception, vector};
 use super::msr::{KVM_WALL_CLOCK, Msrs, SAVED};
 use super::op::{RIP, seg};
+use super::pvclock;
 use crate::vm::attention;
 
 const RFLAGS_KNOWN: u64 = 0x3f_7fd7;
@@ -59,6 +60,7 @@ impl Cpu {
             nmi_pending: mailbox.attention() & attention::NMI != 0,
             nmi_blocked: self.nmi_blocked,
             interrupt_shadow: self.interrupt_shadow,
+            kvm_clock_ns: pvclock::uptime(self),
         })
     }
 
@@ -73,6 +75,9 @@ impl Cpu {
         self.restore_registers(state);
         self.msrs = Msrs::default();
         self.set_tsc(state.tsc);
+        if self.id == 0 {
+            pvclock::set_uptime(self, state.kvm_clock_ns);
+        }
         self.restore_msrs(&state.msrs)?;
         let pae = self.mode.paging && !self.mode.long && state.cr4 & cr4::PAE != 0;
         self.pdptes = match pae && self.vm.ram.page(state.cr3).is_some() {
@@ -109,6 +114,8 @@ impl Cpu {
         for &(index, value) in msrs {
             let done = match index {
                 msr::EFER => Ok(()),
+                // Another engine may have more registers; what is as it was never set is not missed.
+                _ if self.read_msr(index).unwrap_or(0) == value => Ok(()),
                 _ if !SAVED.contains(&index) => {
                     return bad(format!("MSR {index:#x} is not one that is saved"));
                 }
@@ -279,7 +286,8 @@ mod tests {
         there.guest.cpu.restore(&state).unwrap();
         let again = there.cpu.save().unwrap();
         assert!(again.tsc >= state.tsc);
-        assert_eq!(CpuState { tsc: state.tsc, ..again }, state);
+        assert!(again.kvm_clock_ns >= state.kvm_clock_ns);
+        assert_eq!(CpuState { tsc: state.tsc, kvm_clock_ns: state.kvm_clock_ns, ..again }, state);
         there.go().unwrap();
         assert_eq!(there.cpu.segs[seg::GS as usize].base, 0xffff_8000_0000_1000);
         assert_eq!((there.rip(), there.cpu.cpl, there.cpu.fpu.ymm[3]), (CODE + 5, 0, [1, 2, 3, 4]));
@@ -306,7 +314,7 @@ mod tests {
         refused(&|s| s.xcr0 = 0, "XCR0");
         refused(&|s| s.xsave.truncate(100), "XSAVE");
         refused(&|s| s.msrs.iter_mut().for_each(|m| m.1 &= !efer::LME), "LMA");
-        refused(&|s| s.msrs.push((msr::IA32_APIC_BASE, 0)), "0x1b");
+        refused(&|s| s.msrs.push((msr::IA32_APIC_BASE, 1)), "0x1b");
         refused(&|s| s.msrs.push((msr::LSTAR, 1 << 60)), "0xc0000082");
         refused(&|s| s.lapic.regs.truncate(3), "APIC");
         refused(&|s| s.cr8 = 16, "CR8");

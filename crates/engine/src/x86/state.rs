@@ -45,6 +45,9 @@ pub enum Activity {
 }
 
 /// An exception or interrupt that was about to be delivered when the state was saved.
+///
+/// An external interrupt in here has been acknowledged: it is in service in the local APIC, or was taken
+/// from the PIC. It looks like an exception without an error code, and is delivered like one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingEvent {
     /// Its vector.
@@ -120,4 +123,7 @@ pub struct CpuState {
     pub nmi_blocked: bool,
     /// Interrupts are held off for one instruction: after `STI` or a load of SS.
     pub interrupt_shadow: bool,
+    /// The paravirtual clock (KVM's, MSR 0x4b564d01) at the moment of the save, in nanoseconds. It is the
+    /// same on all vCPUs of a VM; the bootstrap processor's counts.
+    pub kvm_clock_ns: u64,
 }

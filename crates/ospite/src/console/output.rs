@@ -88,7 +88,10 @@ impl Output {
     fn serve(&self, mut sink: impl Write) {
         loop {
             let bytes = self.take();
-            if sink.write_all(&bytes).and_then(|()| sink.flush()).is_err() {
+            if let Err(error) = sink.write_all(&bytes).and_then(|()| sink.flush()) {
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    log::warn!("what the guest prints is lost from here on: {error}");
+                }
                 return self.change(|state| state.gone = true);
             }
             self.change(|state| state.busy = false);

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
@@ -62,13 +61,4 @@ pub fn leave_while(stopped: impl FnOnce()) {
 /// Whether this process may use the terminal on its standard input.
 pub fn in_foreground() -> bool {
     tcgetpgrp(io::stdin().as_fd()).is_ok_and(|group| group == rustix::process::getpgrp())
-}
-
-/// A panic's message shall be readable, and the terminal usable after it.
-pub fn restore_on_panic() {
-    let print = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        restore();
-        print(info);
-    }));
 }

@@ -18,21 +18,36 @@ fn extension(host: &Host) -> Option<(&'static str, &'static str)> {
     })
 }
 
+/// The CPU says that it is a virtual one itself.
+fn is_vm(host: &Host) -> bool {
+    let cpuinfo = host.read("proc/cpuinfo");
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|word| word == "hypervisor")
+}
+
+/// For the host of this VM, by the maker of its CPU.
+fn allow_nesting(host: &Host) -> &'static str {
+    if host.read("proc/cpuinfo").contains("GenuineIntel") {
+        "sudo modprobe -r kvm_intel; sudo modprobe kvm_intel nested=1    (on this VM's host; give the VM its CPU)"
+    } else {
+        "sudo modprobe -r kvm_amd; sudo modprobe kvm_amd nested=1    (on this VM's host; give the VM its CPU)"
+    }
+}
+
 /// Whether the CPU can run guests by itself.
 pub fn hardware(host: &Host) -> Check {
+    let none = |text: &str| {
+        let text = format!("none: the CPU shows neither vmx nor svm{text}");
+        let check = Check::new("hardware virtualization", Verdict::Note, text);
+        if is_vm(host) { check.mend(allow_nesting(host)) } else { check }
+    };
     match extension(host) {
         Some((name, _)) => Check::new("hardware virtualization", Verdict::Good, name),
-        None if host.path("dev/kvm").exists() => Check::new(
-            "hardware virtualization",
-            Verdict::Note,
-            "none: the CPU shows neither vmx nor svm, so the /dev/kvm here emulates and is slow; not for auto",
-        ),
-        None => Check::new(
-            "hardware virtualization",
-            Verdict::Note,
-            "none: the CPU shows neither vmx nor svm; on a machine of your own, enable it in the firmware's \
-             setup; in a VM, ask for nested virtualization",
-        ),
+        None if host.path("dev/kvm").exists() => {
+            none(", so the /dev/kvm here emulates and is slow; not for auto")
+        }
+        None if is_vm(host) => none("; this is a VM whose host does not pass it on"),
+        None => none("; enable it in the firmware's setup"),
     }
 }
 
@@ -81,6 +96,14 @@ mod tests {
         let check = hardware(&host);
         assert_eq!(check.verdict, Verdict::Note);
         assert!(check.finding.contains("emulates"), "{}", check.finding);
+    }
+
+    #[test]
+    fn a_vm_is_told_what_its_host_must_do() {
+        let (_dir, host) = host("hypervisor", false);
+        let check = hardware(&host);
+        assert!(check.finding.contains("this is a VM"), "{}", check.finding);
+        assert!(check.mend.unwrap().contains("nested=1"));
     }
 
     #[test]

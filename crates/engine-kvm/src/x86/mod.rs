@@ -1,0 +1,9 @@
+//! What is x86 in the state of a vCPU and in what it says it is.
+
+pub(crate) mod cpuid;
+mod events;
+mod lapic;
+pub(crate) mod msrs;
+mod registers;
+pub(crate) mod state;
+mod xsave;
