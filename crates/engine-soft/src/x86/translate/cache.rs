@@ -90,6 +90,15 @@ impl CodeCache {
         unsafe { self.write.as_ptr().add(offset).cast::<u32>().write_unaligned(value) };
     }
 
+    /// Replaces the first occurrence of some bytes.
+    #[cfg(test)]
+    pub fn replace(&mut self, from: &[u8], to: &[u8]) {
+        // SAFETY: the used part of the mapping, which nobody executes now.
+        let code = unsafe { std::slice::from_raw_parts_mut(self.write.as_ptr(), self.used) };
+        let at = code.windows(from.len()).position(|window| window == from).expect("bytes to replace");
+        code[at..at + to.len()].copy_from_slice(to);
+    }
+
     /// Keeps what is there now for good.
     pub fn fix(&mut self) {
         self.fixed = self.used;

@@ -612,6 +612,14 @@ impl Translator {
     }
 }
 
+#[cfg(test)]
+impl Translator {
+    /// Changes host code behind the translator's back.
+    pub fn tamper(&mut self, from: &[u8], to: &[u8]) {
+        self.cache.replace(from, to);
+    }
+}
+
 impl Drop for Translator {
     fn drop(&mut self) {
         if self.lockstep {

@@ -55,6 +55,11 @@ impl Pair {
         }
     }
 
+    /// Has the translator run in lockstep with an interpreter of its own.
+    pub fn lockstep(&mut self) {
+        self.translator = Translator::new(true).unwrap();
+    }
+
     /// Sets a register of both.
     pub fn set(&mut self, number: u8, value: u64) {
         self.oracle.cpu.regs[number as usize] = value;

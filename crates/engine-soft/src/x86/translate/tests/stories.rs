@@ -111,3 +111,18 @@ fn a_conditional_move_from_memory_to_a_register_in_a_slot_keeps_it_if_false() {
         pair.run();
     }
 }
+
+#[test]
+fn lockstep_agrees_with_right_code_and_finds_wrong_code() {
+    // add eax, 0x11223344; mov [rbx], eax; ud2
+    let code = program(&[&[0x05, 0x44, 0x33, 0x22, 0x11, 0x89, 0x03]]);
+    let mut pair = Pair::new(&code);
+    pair.lockstep();
+    pair.set(reg::RBX, DATA);
+    pair.run();
+    assert_eq!((pair.translator.stats.compared, pair.translator.stats.mismatches), (1, 0));
+    pair.translator.tamper(&[0x05, 0x44, 0x33, 0x22, 0x11], &[0x05, 0x45, 0x33, 0x22, 0x11]);
+    pair.restart();
+    pair.run(); // the interpreter's result stands
+    assert_eq!((pair.translator.stats.compared, pair.translator.stats.mismatches), (2, 1));
+}
