@@ -17,8 +17,8 @@ use super::super::decode::{self, MAX_LEN};
 use super::super::exception::{Exception, Exec};
 use super::super::fast::NO_CONTEXT;
 use super::super::op::{Op, RIP, flag};
-use super::super::tlb::View;
 use super::super::run::{code_page, copy_page, step_block};
+use super::super::tlb::View;
 use super::build::{End, Place, Unit, build, build_straddle, liveness};
 use super::cache::CodeCache;
 use super::helpers;
@@ -670,7 +670,12 @@ pub(super) fn mode_bits(cpu: &Cpu) -> u8 {
 }
 
 fn features_of(mode: u8) -> Features {
-    Features { sse: mode & 4 != 0, avx: mode & 8 != 0, smap: mode & 16 != 0, user: mode & 3 == View::User as u8 }
+    Features {
+        sse: mode & 4 != 0,
+        avx: mode & 8 != 0,
+        smap: mode & 16 != 0,
+        user: mode & 3 == View::User as u8,
+    }
 }
 
 /// Whether nothing is going on that only the interpreter knows.
