@@ -91,6 +91,7 @@ mod tests {
             nmi_pending: false,
             nmi_blocked: false,
             interrupt_shadow: false,
+            kvm_clock_ns: 0,
         }
     }
 

@@ -6,8 +6,9 @@ use std::ops::Range;
 pub const HOLE: Range<u64> = 0xc000_0000..1 << 32;
 /// BARs that must be below 4 GiB.
 pub const PCI_MMIO_32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// PCI Express configuration space: 256 buses of segment 0.
-pub const ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
+/// PCI Express configuration space of bus 0, the only one. The 255 MiB behind it are kept for more: a guest
+/// is told of no bus that it would search in vain, with two exits for each slot.
+pub const ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// I/O APIC registers.
 pub const IOAPIC: Range<u64> = 0xfec0_0000..0xfec0_1000;
 /// Local APIC registers. They belong to the engine.

@@ -116,7 +116,7 @@ impl AcpiParams {
             pm_timer: 0x608,
             reset: (0xcf9, 0x06),
             s5_type: 5,
-            ecam: 0xe000_0000..0xf000_0000,
+            ecam: 0xe000_0000..0xe010_0000, // bus 0; Linux looks at every slot of every bus that is announced
             mmio32: 0xc000_0000..0xe000_0000,
             mmio64: 0x40_0000_0000..0x80_0000_0000,
             intx: Intx { base: 16, count: 8 },

@@ -58,6 +58,7 @@ fn power_on() -> CpuState {
         nmi_pending: false,
         nmi_blocked: false,
         interrupt_shadow: false,
+        kvm_clock_ns: 0,
     }))
 }
 
