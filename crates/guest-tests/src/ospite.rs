@@ -18,6 +18,7 @@ use crate::session::Session;
 pub struct Ospite {
     args: Vec<OsString>,
     append: Vec<String>,
+    tier: Option<&'static str>,
     uid: Option<u32>,
     echo: bool,
 }
@@ -40,6 +41,12 @@ impl Ospite {
     /// `ospite run`; the guest's console is its serial line.
     pub fn run() -> Ospite {
         Ospite::command("run")
+    }
+
+    /// Runs the guest on another tier of the software engine: `interpreter` or `lockstep`.
+    pub fn tier(mut self, name: &'static str) -> Ospite {
+        self.tier = Some(name);
+        self.option("--engine", "soft")
     }
 
     /// Adds an argument.
@@ -108,6 +115,9 @@ impl Ospite {
     fn program(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.args(self.args());
+        if let Some(tier) = self.tier {
+            command.env("OSPITE_TIER", tier);
+        }
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);
         }

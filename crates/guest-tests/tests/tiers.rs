@@ -1,0 +1,46 @@
+//! The tiers of the software engine: the interpreter alone, and the translator beside it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use guest_tests::artefacts::{cloud_kernel, debian_disk, debian_kernel};
+use guest_tests::{End, Ospite, Shell};
+use tempfile::TempDir;
+
+/// How many units of code lockstep compared, after checking that all agreed.
+fn agreed(end: &End) -> u64 {
+    assert_eq!(end.code(), 0, "{}", end.messages);
+    let verdict = end.messages.lines().find_map(|line| line.strip_prefix("lockstep: "));
+    let verdict = verdict.unwrap_or_else(|| panic!("no verdict in: {}", end.messages));
+    assert!(verdict.ends_with(" 0 differ"), "{}", end.messages);
+    verdict.split_whitespace().next().and_then(|count| count.parse().ok()).unwrap()
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn the_interpreter_alone_boots_the_cloud_kernel_within_a_minute() {
+    let mut session = Ospite::run().tier("interpreter").kernel(&cloud_kernel()).memory("512M").start();
+    session.wait_for("ospite-init: ready ", 60);
+    assert_eq!(session.end(60).code(), 0);
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn the_translator_agrees_with_the_interpreter_over_a_kernel_boot() {
+    let session = Ospite::run().tier("lockstep").kernel(&cloud_kernel()).memory("512M").start();
+    assert!(agreed(&session.end(300)) > 100_000);
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn the_translator_agrees_with_the_interpreter_over_a_debian_boot() {
+    let dir = TempDir::new().unwrap();
+    let disk: PathBuf = dir.path().join("debian.img");
+    let copied =
+        Command::new("cp").args(["--reflink=auto", "--sparse=always"]).arg(debian_disk()).arg(&disk).status();
+    assert!(copied.unwrap().success());
+    let ospite = Ospite::run().tier("lockstep").memory("1G").kernel(&debian_kernel()).disk(&disk);
+    let mut shell = Shell::login(ospite.append("root=/dev/vda quiet").start());
+    assert_eq!(shell.run("echo $((6 * 7))").trim(), "42");
+    assert!(agreed(&shell.leave("poweroff").end(300)) > 500_000);
+}
