@@ -1,6 +1,6 @@
 //! From bytes to [`Op`]s: `iced-x86` decodes, the instruction families choose their handlers.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 use super::cpu::Mode;
 use super::exception::{Exception, Exec, vector};
@@ -200,11 +200,6 @@ fn displacement_mask(ins: &Instruction, mode: &Mode) -> u64 {
         (8, _) | (_, 64) => u64::MAX,
         _ => 0xffff_ffff,
     }
-}
-
-/// Bytes of an instruction's memory operand; 0 if it has none or its size is not fixed.
-pub fn memory_bytes(size: MemorySize) -> usize {
-    size.size()
 }
 
 #[cfg(test)]
