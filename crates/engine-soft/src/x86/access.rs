@@ -458,19 +458,21 @@ impl Cpu {
         Ok(self.fill_data(view, linear, &walked, false).map(|host| host.cast_const()))
     }
 
-    /// Host address for a locked 16-byte exchange (`CMPXCHG16B`) at an aligned linear address, after all
-    /// checks for writing; `None` if it is not RAM. The caller logs its store by `note_exchange`.
-    pub fn host_for_exchange(&mut self, linear: u64) -> Exec<Option<*mut u8>> {
+    /// Stores that are no [`Int`] (16 bytes and more, within a page): calls `store` with the host address
+    /// after all checks for writing, and logs the write behind it; `None` if it is not RAM.
+    ///
+    /// Behind it, for whoever decodes the page in between has read the old bytes, and must find its
+    /// code void.
+    pub fn store_through<R>(&mut self, linear: u64, store: impl FnOnce(*mut u8) -> R) -> Exec<Option<R>> {
         let view = self.view();
         if let Some(host) = self.tlb.write(view, linear) {
-            return Ok(Some(host));
+            return Ok(Some(store(host)));
         }
         let walked = self.translate(view, linear, Intent::Write)?;
-        let host = self.fill_data(view, linear, &walked, true);
-        if host.is_some() {
-            self.note_store(walked.gpa);
-        }
-        Ok(host)
+        let Some(host) = self.fill_data(view, linear, &walked, true) else { return Ok(None) };
+        let result = store(host);
+        self.note_store(walked.gpa);
+        Ok(Some(result))
     }
 }
 
@@ -500,4 +502,20 @@ pub(super) fn segment_linear(mode: &Mode, s: &Segment, offset: u64, size: u64, w
 
 fn segment_fault(segment: u8) -> Exception {
     if segment == seg::SS { Exception::SS0 } else { Exception::GP0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::x86::testing::{DATA, Guest};
+
+    #[test]
+    fn code_is_void_behind_a_wide_store_and_not_before_it() {
+        let mut guest = Guest::new(64, &[]);
+        let ram = guest.cpu.vm.ram.clone();
+        let page = ram.page(DATA).unwrap();
+        let (version, _) = page.state.mark_code();
+        let during = guest.cpu.store_through(DATA, |_| page.state.version()).unwrap();
+        assert_eq!(during, Some(version), "whoever decodes now reads the old bytes");
+        assert_ne!(page.state.version(), version);
+    }
 }

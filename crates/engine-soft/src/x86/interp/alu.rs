@@ -4,6 +4,7 @@
 
 use engine::x86::bits::rflags::{CF, ZF};
 use iced_x86::Mnemonic;
+use mem::HostInt;
 
 use super::flags::{self, with};
 use super::forms::{Binary, Unary, binary, by_width, unary};
@@ -198,12 +199,16 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Exec {
     };
     let expected = pair(cpu, reg::RDX, reg::RAX);
     let new = pair(cpu, reg::RCX, reg::RBX);
-    let old = match cpu.host_for_exchange(linear)? {
-        // SAFETY: the CPU checked that 16 bytes at this aligned address of guest RAM may be written.
-        Some(host) if std::arch::is_x86_feature_detected!("cmpxchg16b") => unsafe {
-            exchange16(host.cast(), expected, new)
-        },
-        _ => exchange16_slow(cpu, linear, expected, new)?,
+    // SAFETY: the CPU checked that 16 bytes at this aligned address of guest RAM may be written.
+    let exchange = |host| unsafe { u128::compare_exchange(host, expected, new) };
+    let exchanged = if std::arch::is_x86_feature_detected!("cmpxchg16b") {
+        cpu.store_through(linear, exchange)?
+    } else {
+        None
+    };
+    let old = match exchanged {
+        Some(Ok(old) | Err(old)) => old,
+        None => exchange16_slow(cpu, linear, expected, new)?,
     };
     if old == expected {
         cpu.rflags |= ZF;
@@ -213,27 +218,6 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Exec {
         cpu.regs[usize::from(reg::RDX)] = (old >> 64) as u64;
     }
     Ok(())
-}
-
-/// # Safety
-/// `host` is aligned to 16 bytes and valid for reads and writes; the host has `CMPXCHG16B`.
-unsafe fn exchange16(host: *mut u128, expected: u128, new: u128) -> u128 {
-    let (low, high): (u64, u64);
-    // SAFETY: the caller's promise. RBX, which the compiler keeps for itself, is put back.
-    unsafe {
-        std::arch::asm!(
-            "xchg rsi, rbx",
-            "lock cmpxchg16b [rdi]",
-            "mov rbx, rsi",
-            in("rdi") host,
-            inout("rsi") new as u64 => _,
-            in("rcx") (new >> 64) as u64,
-            inout("rax") expected as u64 => low,
-            inout("rdx") (expected >> 64) as u64 => high,
-            options(nostack),
-        );
-    }
-    u128::from(high) << 64 | u128::from(low)
 }
 
 /// The exchange on device memory, which is one after another but not one access to the device.

@@ -159,13 +159,13 @@ impl Cpu {
     #[inline(never)]
     fn store_words<const N: usize>(&mut self, linear: u64, words: [u64; N]) -> Exec {
         let bytes = 8 * N as u64;
-        if in_page(linear, bytes)
-            && let Some(host) = self.host_for_exchange(linear)?
-        {
+        let store = |host: *mut u8| {
             for (i, pair) in words.chunks_exact(2).enumerate() {
                 // SAFETY: the walk ended in writable RAM, and the access stays in the page.
                 unsafe { store16(host.add(16 * i), [pair[0], pair[1]]) };
             }
+        };
+        if in_page(linear, bytes) && self.store_through(linear, store)?.is_some() {
             return Ok(());
         }
         for address in self.ends(linear, bytes) {
