@@ -1,6 +1,6 @@
 //! From bytes to [`Op`]s: `iced-x86` decodes, the instruction families choose their handlers.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::cpu::Mode;
 use super::exception::{Exception, Exec, vector};
@@ -183,6 +183,53 @@ fn segment(ins: &Instruction, mode: &Mode) -> Register {
         }
         _ => ins.memory_segment(),
     }
+}
+
+/// `CMOVcc`.
+pub fn is_cmov(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Cmovo
+            | Cmovno
+            | Cmovb
+            | Cmovae
+            | Cmove
+            | Cmovne
+            | Cmovbe
+            | Cmova
+            | Cmovs
+            | Cmovns
+            | Cmovp
+            | Cmovnp
+            | Cmovl
+            | Cmovge
+            | Cmovle
+            | Cmovg
+    )
+}
+
+/// `SETcc`.
+pub fn is_setcc(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Seto | Setno
+            | Setb
+            | Setae
+            | Sete
+            | Setne
+            | Setbe
+            | Seta
+            | Sets
+            | Setns
+            | Setp
+            | Setnp
+            | Setl
+            | Setge
+            | Setle
+            | Setg
+    )
 }
 
 fn address_mask(bytes: usize) -> u64 {

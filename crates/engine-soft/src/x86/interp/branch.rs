@@ -10,7 +10,7 @@ use super::flags::holds;
 use super::forms::{by_condition, by_word};
 use crate::x86::access::canonical;
 use crate::x86::cpu::Cpu;
-use crate::x86::decode::Lower;
+use crate::x86::decode::{Lower, is_setcc};
 use crate::x86::exception::{Exception, Exec};
 use crate::x86::int::Int;
 use crate::x86::op::{Handler, Op, flag, reg, seg};
@@ -60,26 +60,7 @@ fn jmp(l: &Lower<'_>, op: &mut Op) -> Option<Handler> {
 }
 
 fn setcc(l: &Lower<'_>) -> Option<Handler> {
-    use Mnemonic::*;
-    let known = matches!(
-        l.ins.mnemonic(),
-        Seto | Setno
-            | Setb
-            | Setae
-            | Sete
-            | Setne
-            | Setbe
-            | Seta
-            | Sets
-            | Setns
-            | Setp
-            | Setnp
-            | Setl
-            | Setge
-            | Setle
-            | Setg
-    );
-    if !known {
+    if !is_setcc(l.ins.mnemonic()) {
         return None;
     }
     let condition = (l.ins.condition_code() as u8).wrapping_sub(1);

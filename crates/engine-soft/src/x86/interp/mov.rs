@@ -5,7 +5,7 @@ use iced_x86::Mnemonic;
 use super::flags::holds;
 use super::forms::{by_condition, by_width, by_word};
 use crate::x86::cpu::Cpu;
-use crate::x86::decode::{Lower, number};
+use crate::x86::decode::{Lower, is_cmov, number};
 use crate::x86::exception::Exec;
 use crate::x86::int::Int;
 use crate::x86::op::{Handler, MemRef, Op, flag, reg};
@@ -74,27 +74,7 @@ fn xchg(l: &Lower<'_>, op: &mut Op) -> Option<Handler> {
 }
 
 fn cmov(l: &Lower<'_>) -> Option<Handler> {
-    use Mnemonic::*;
-    let known = matches!(
-        l.ins.mnemonic(),
-        Cmovo
-            | Cmovno
-            | Cmovb
-            | Cmovae
-            | Cmove
-            | Cmovne
-            | Cmovbe
-            | Cmova
-            | Cmovs
-            | Cmovns
-            | Cmovp
-            | Cmovnp
-            | Cmovl
-            | Cmovge
-            | Cmovle
-            | Cmovg
-    );
-    if !known {
+    if !is_cmov(l.ins.mnemonic()) {
         return None;
     }
     let condition = (l.ins.condition_code() as u8).wrapping_sub(1);

@@ -6,7 +6,7 @@ use iced_x86::{
 };
 
 use super::super::cpu::Mode;
-use super::super::decode::decode_full;
+use super::super::decode::{decode_full, is_cmov, is_setcc};
 use super::super::exception::Exec;
 use super::super::op::{Op, flag};
 use super::raw::Raw;
@@ -275,46 +275,8 @@ fn simple(mnemonic: Mnemonic) -> bool {
             | Adox
             | Cmpxchg8b
             | Cmpxchg16b
-    ) || is_setcc_or_cmov(mnemonic)
-}
-
-fn is_setcc_or_cmov(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Cmovo
-            | Cmovno
-            | Cmovb
-            | Cmovae
-            | Cmove
-            | Cmovne
-            | Cmovbe
-            | Cmova
-            | Cmovs
-            | Cmovns
-            | Cmovp
-            | Cmovnp
-            | Cmovl
-            | Cmovge
-            | Cmovle
-            | Cmovg
-            | Seto
-            | Setno
-            | Setb
-            | Setae
-            | Sete
-            | Setne
-            | Setbe
-            | Seta
-            | Sets
-            | Setns
-            | Setp
-            | Setnp
-            | Setl
-            | Setge
-            | Setle
-            | Setg
-    )
+    ) || is_setcc(mnemonic)
+        || is_cmov(mnemonic)
 }
 
 fn nothing(mnemonic: Mnemonic) -> bool {
