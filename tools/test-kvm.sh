@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests the hardware engine on nested page tables, on a machine that needs none of its own: QEMU's
 # translator emulates AMD-V, Debian's kernel has KVM on it, and in there ospite boots Debian's cloud
-# kernel. tools/test-kvm-inside.sh says what is tested there. Takes two minutes once everything is built
+# kernel. tools/test-kvm-inside.sh says what is tested there. Takes half a minute once everything is built
 # and fetched.
 #
 # Usage: tools/test-kvm.sh [COMMAND]     COMMAND for the inside's shell instead of the tests; what it
@@ -42,12 +42,15 @@ cp "$tools/test-kvm-inside.sh" "$tree/kvm/inside.sh"
 "$tools/guest-initramfs.sh" "$scratch/kvm.cpio" "$guests/busybox" "$guests/generic/root" -- kvm-amd
 (cd "$tree" && find . | cpio --quiet --create --format=newc --owner=0:0) >>"$scratch/kvm.cpio"
 
+# One CPU: with two, QEMU 7.2's translator now and then keeps a breakpoint that the kernel has already
+# taken out of its scheduler (KVM has it patched, each time a first VM comes and a last one goes), and one
+# CPU then takes breakpoint after breakpoint, for ever. A kernel that locks up says why, and ends.
 say "Starting the nested machine"
 status=0
 # shellcheck disable=SC2054 # commas belong to QEMU
-qemu=(qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 3072 -nodefaults -no-user-config
+qemu=(qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 1 -m 3072 -nodefaults -no-user-config
     -display none -serial stdio -no-reboot -kernel "$guests/generic/vmlinuz" -initrd "$scratch/kvm.cpio"
-    -append "console=ttyS0 quiet panic=-1 ospite.modules=kvm-amd ospite.run=\"$command\"")
+    -append "console=ttyS0 quiet panic=-1 softlockup_panic=1 ospite.modules=kvm-amd ospite.run=\"$command\"")
 timeout "$limit" "${qemu[@]}" </dev/null 2>&1 | tee "$scratch/log" || status=$?
 [ "$status" = 0 ] || die "the nested machine did not end by itself within $limit s (status $status)"
 grep -q 'ospite-init: exit status 0' "$scratch/log" || die "tests failed in the nested machine"

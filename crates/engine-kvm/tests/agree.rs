@@ -562,8 +562,9 @@ fn a_guest_that_moves_between_engines_comes_to_the_same_result() {
                 at_round.stop();
             }
         }));
+        let patience = Duration::from_millis(20) * (1 + moves.load(Ordering::Relaxed));
         let stopper = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(patience);
             stop.stop();
         });
         assert_eq!(guest.cpus[0].run(&*guest.io).unwrap(), Exit::Stopped);
