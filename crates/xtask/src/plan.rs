@@ -9,7 +9,8 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("net", &["mem"]),
     ("disk", &["mem"]),
     ("boot", &["mem"]),
-    ("store", &["disk"]),
+    // A VM's definition names its networks.
+    ("store", &["disk", "net"]),
     ("pci", &["device", "mem"]),
     ("chipset", &["device", "mem"]),
     ("virtio", &["pci", "device", "disk", "net", "mem"]),
@@ -34,7 +35,7 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     // `vmm` picks the engine by name; it hands it to `machine` as a trait object.
     ("vmm", &["machine", "sandbox", "engine", "engine-kvm", "engine-soft"]),
     // The door: parses and prints, and so names the types of these, but wires nothing.
-    ("ospite", &["vmm", "store", "machine", "engine", "disk"]),
+    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net"]),
     // Tools of the house, never part of the product.
     ("guest-tests", &[]),
     ("ospite-bench", &[]),
