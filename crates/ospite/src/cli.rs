@@ -113,10 +113,9 @@ impl ConsoleKind {
     }
 }
 
-/// `ospite run`
+/// What a machine is made of, the same for every command that makes one.
 #[derive(Args, Debug)]
-#[command(after_help = RUN_EXAMPLES.to_owned() + "\n" + &exit::help())]
-pub struct RunArgs {
+pub struct MachineArgs {
     /// What executes the guest's code: auto takes the best that works here, soft is a CPU in software
     /// (every host), kvm is the host's hardware virtualization
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = ["auto", "soft", "kvm"])]
@@ -149,13 +148,22 @@ pub struct RunArgs {
     pub append: Option<String>,
 
     /// Which of the guest's consoles has the keyboard: the serial line ttyS0, or hvc0, a virtio console
-    /// that is there only if asked for. What the guest prints on either appears here
+    /// that is there only if asked for. What the guest prints on either is the VM's output
     #[arg(long, value_name = "NAME", value_enum, default_value_t = ConsoleKind::Serial)]
     pub console: ConsoleKind,
 
     /// A reset by the guest, or a triple fault, ends the VM instead of restarting it
     #[arg(long)]
     pub no_reboot: bool,
+}
+
+/// `ospite run`
+#[derive(Args, Debug)]
+#[command(after_help = RUN_EXAMPLES.to_owned() + "\n" + &exit::help())]
+pub struct RunArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
 
     /// A name for the VM in messages
     #[arg(long, value_name = "NAME", default_value = "ospite")]
@@ -224,9 +232,10 @@ mod tests {
         let args =
             run("-c 4 -m 6G -d a.img -d b.qcow2,readonly --kernel k --initrd i --append quiet --no-reboot")
                 .unwrap();
-        assert_eq!((args.cpus, args.memory.bytes(), args.disks.len()), (4, 6 << 30, 2));
-        assert!(args.no_reboot && args.disks[1].read_only);
-        assert_eq!(args.append.as_deref(), Some("quiet"));
+        let machine = args.machine;
+        assert_eq!((machine.cpus, machine.memory.bytes(), machine.disks.len()), (4, 6 << 30, 2));
+        assert!(machine.no_reboot && machine.disks[1].read_only);
+        assert_eq!(machine.append.as_deref(), Some("quiet"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use machine::{BootSpec, HostIo, VmSpec};
 use serde::Serialize;
 use vmm::{End, Options, Request, Vm, engines};
 
-use crate::cli::{ConsoleKind, RunArgs};
+use crate::cli::{ConsoleKind, MachineArgs, RunArgs};
 use crate::console::output::Output;
 use crate::console::{Console, Keyboard};
 use crate::exit::Code;
@@ -19,29 +19,30 @@ use crate::{panics, signals};
 /// Runs the VM, or prints what it would be.
 pub fn run(args: &RunArgs) -> Result<Code, Failure> {
     let spec = spec(args)?;
-    let engine = engines::pick(&args.engine).map_err(engine_failure)?;
+    let engine = engines::pick(&args.machine.engine).map_err(engine_failure)?;
     if args.dry_run { dry_run(args, &spec, &*engine) } else { live(args, &spec, &*engine) }
 }
 
 fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
-    let kernel = args.kernel.clone().ok_or_else(|| no_kernel(args))?;
+    let machine = &args.machine;
+    let kernel = machine.kernel.clone().ok_or_else(|| no_kernel(machine))?;
     Ok(VmSpec {
         name: args.name.clone(),
-        cpus: args.cpus,
-        memory: args.memory.bytes(),
-        disks: args.disks.iter().map(Into::into).collect(),
-        boot: BootSpec { kernel, initrd: args.initrd.clone(), cmdline: cmdline(args) },
+        cpus: machine.cpus,
+        memory: machine.memory.bytes(),
+        disks: machine.disks.iter().map(Into::into).collect(),
+        boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
         nets: 1,
     })
 }
 
-fn cmdline(args: &RunArgs) -> String {
-    args.append.clone().unwrap_or_else(|| args.console.cmdline().into())
+fn cmdline(machine: &MachineArgs) -> String {
+    machine.append.clone().unwrap_or_else(|| machine.console.cmdline().into())
 }
 
 /// Disks alone will do once there is firmware.
-fn no_kernel(args: &RunArgs) -> Failure {
-    match args.disks.first() {
+fn no_kernel(machine: &MachineArgs) -> Failure {
+    match machine.disks.first() {
         Some(disk) => Failure::new(Code::Usage, "cannot boot from a disk alone: ospite has no firmware yet")
             .hint(format!(
                 "add the kernel of the system on it: ospite run --kernel vmlinuz --initrd initrd.img -d {} \
@@ -66,7 +67,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let signals = signals::catch().map_err(host)?;
     let output = Output::start(io::stdout()).map_err(host)?;
     let io = host_io(args, &output);
-    let options = Options { no_reboot: args.no_reboot };
+    let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
@@ -91,7 +92,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
 
 /// All consoles print on standard output.
 fn host_io(args: &RunArgs, output: &Output) -> HostIo {
-    let console_out: Option<Box<dyn io::Write + Send>> = match args.console {
+    let console_out: Option<Box<dyn io::Write + Send>> = match args.machine.console {
         ConsoleKind::Serial => None,
         ConsoleKind::Virtio => Some(Box::new(output.guest_end())),
     };
@@ -100,7 +101,7 @@ fn host_io(args: &RunArgs, output: &Output) -> HostIo {
 
 fn keyboard(args: &RunArgs, vm: &Vm) -> Keyboard {
     match vm.console() {
-        Some(console) if args.console == ConsoleKind::Virtio => Keyboard::Virtio(console),
+        Some(console) if args.machine.console == ConsoleKind::Virtio => Keyboard::Virtio(console),
         _ => Keyboard::Serial(vm.serial()),
     }
 }
