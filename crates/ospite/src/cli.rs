@@ -130,8 +130,8 @@ pub struct MachineArgs {
     pub memory: Size,
 
     /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
-    /// `serial=TEXT` that the guest sees. A comma in a name is written twice. May be repeated: the guest
-    /// sees /dev/vda, /dev/vdb, ...
+    /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees. A comma in a name is
+    /// written twice. May be repeated: the guest sees /dev/vda, /dev/vdb, ...
     #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse))]
     pub disks: Vec<DiskArg>,
 
