@@ -8,11 +8,11 @@ use clap_complete::Shell;
 
 mod disk;
 mod escape;
-mod size;
 
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
-pub use size::Size;
+
+use store::Size;
 
 use crate::exit;
 use crate::output::OutputArgs;
