@@ -1,30 +1,21 @@
-//! Network links behind one trait.
+//! Network links behind one trait, and what users say about networks.
 //!
 //! A network card sends Ethernet frames into a [`Link`] and takes those that arrive from the
-//! receiver it registers. The networks themselves (user-mode, tap) come later; [`CountingSink`] is a
-//! cable with nobody at its other end.
+//! receiver it registers. [`CountingSink`] is a cable with nobody at its other end.
+
+mod cidr;
+mod mac;
+mod publish;
+mod settings;
+mod text;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A MAC address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// The address of a VM's card number `index`: locally administered, the same at every start.
-    pub fn of_card(index: u32) -> Mac {
-        let [_, b, c, d] = index.to_be_bytes();
-        Mac([0x52, 0x54, 0x00, b, c, d])
-    }
-}
-
-impl std::fmt::Display for Mac {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
+pub use cidr::{BadCidr, Cidr};
+pub use mac::Mac;
+pub use publish::{BadPublish, Protocol, Publish};
+pub use settings::{BadNetwork, NetworkMode, NetworkSettings};
 
 /// Where frames for a network card go. Called on the link's thread; must not wait.
 pub trait Receiver: Send + Sync {
@@ -100,11 +91,5 @@ mod tests {
         link.send(&[0; 60]);
         link.send(&[0; 1514]);
         assert_eq!((counters.packets(), counters.bytes()), (2, 1574));
-    }
-
-    #[test]
-    fn cards_have_addresses_of_their_own() {
-        assert_eq!(Mac::of_card(1).to_string(), "52:54:00:00:00:01");
-        assert_ne!(Mac::of_card(0), Mac::of_card(256));
     }
 }

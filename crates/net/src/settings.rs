@@ -1,0 +1,116 @@
+//! What a VM's network is asked to be.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::text::serde_as_text;
+use crate::{Cidr, Publish};
+
+/// What is behind a VM's network card.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NetworkMode {
+    /// `user`: a network of the VM's own, which leads to the internet.
+    #[default]
+    User,
+    /// Its name: the same, shared by the VMs of one user that name it.
+    Named(String),
+    /// `tap=INTERFACE`: an interface of the host.
+    Tap(String),
+    /// `none`: no network card.
+    None,
+}
+
+/// Not a [`NetworkMode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a network: write user, none, tap=INTERFACE, or a name of 1 to 48 of a-z, 0-9 and '-', a \
+     letter or a digit first and last"
+)]
+pub struct BadNetwork(String);
+
+/// What is a host's name, and safe as a file's (RFC 1123, 2.1, in lower case).
+pub(crate) fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    (1..=48).contains(&bytes.len())
+        && bytes.iter().all(|&byte| plain(byte) || byte == b'-')
+        && plain(bytes[0])
+        && plain(bytes[bytes.len() - 1])
+}
+
+/// An interface's name as Linux takes it (IFNAMSIZ with its 0 is 16).
+fn is_interface(text: &str) -> bool {
+    (1..16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+}
+
+impl FromStr for NetworkMode {
+    type Err = BadNetwork;
+
+    fn from_str(text: &str) -> Result<NetworkMode, BadNetwork> {
+        let tap = text.strip_prefix("tap=").or_else(|| text.strip_prefix("tap:"));
+        match (text, tap) {
+            ("user", _) => Ok(NetworkMode::User),
+            ("none", _) => Ok(NetworkMode::None),
+            (_, Some(interface)) if is_interface(interface) => Ok(NetworkMode::Tap(interface.into())),
+            (name, None) if is_name(name) => Ok(NetworkMode::Named(name.into())),
+            _ => Err(BadNetwork(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetworkMode::User => f.pad("user"),
+            NetworkMode::Named(name) => f.pad(name),
+            NetworkMode::Tap(interface) => f.pad(&format!("tap={interface}")),
+            NetworkMode::None => f.pad("none"),
+        }
+    }
+}
+
+serde_as_text!(NetworkMode);
+
+/// A VM's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkSettings {
+    /// What the card leads to.
+    #[serde(rename = "network")]
+    pub mode: NetworkMode,
+    /// Ports of the host that lead to the guest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// What the guest may reach besides the internet and its own network: addresses of the host and
+    /// of local networks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Cidr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_read_and_written_alike() {
+        for text in ["user", "none", "office", "tap=tap0", "a-1"] {
+            assert_eq!(text.parse::<NetworkMode>().unwrap().to_string(), text);
+        }
+        assert_eq!("tap:vm.7".parse(), Ok(NetworkMode::Tap("vm.7".into())));
+        for bad in ["", "Office", "tap=", "tap=0123456789abcdef", "tap=a/b", "../x", "-a", "a b"] {
+            assert!(bad.parse::<NetworkMode>().unwrap_err().to_string().contains("tap=INTERFACE"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn settings_are_short_in_files_and_mistakes_are_told() {
+        let settings: NetworkSettings =
+            serde_json::from_str(r#"{"network":"office","publish":["8080:80"],"allow":["10.0.0.0/8"]}"#)
+                .unwrap();
+        assert_eq!((settings.publish.len(), settings.allow.len()), (1, 1));
+        assert_eq!(serde_json::to_string(&NetworkSettings::default()).unwrap(), r#"{"network":"user"}"#);
+        assert!(serde_json::from_str::<NetworkSettings>(r#"{"ports":[]}"#).is_err());
+    }
+}
