@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex};
 use device::{Bus, IrqSink, MsiSink, Snapshot};
 use disk::Disk;
 use mem::GuestRam;
-use net::{CountingSink, Mac};
+use net::{CountingSink, Link};
 use pci::{ConfigState, FunctionInfo, HostBridge, Intx, IntxRouter, PciFunction, PciRoot, Pin, Windows};
 use serde::{Deserialize, Serialize};
 use virtio::{Blk, Console, ConsoleInput, Net, Rng, VirtioDevice, VirtioPci, VirtioState};
 
 use crate::chipset::lock;
 use crate::describe::PciInfo;
-use crate::{DiskSpec, Error, HostIo, VmSpec, layout};
+use crate::{DiskSpec, Error, HostIo, NetSpec, VmSpec, layout};
 
 const HOST_BRIDGE: u8 = 0;
 const RNG: u8 = 1;
@@ -64,7 +64,6 @@ pub(crate) struct Devices {
     host_bridge: Arc<Mutex<HostBridge>>,
     slots: Vec<Slot>,
     console: Option<ConsoleInput>,
-    links: Vec<net::Counters>,
 }
 
 /// Puts devices into slots.
@@ -103,21 +102,16 @@ impl Builder<'_> {
         Ok(Some(input))
     }
 
-    fn add_net(&mut self, index: u32) -> Result<net::Counters, Error> {
-        let (mac, link) = (Mac::of_card(index), CountingSink::new());
-        let counters = link.counters();
+    fn add_net(&mut self, index: u32, spec: &NetSpec, link: Option<Box<dyn Link>>) -> Result<(), Error> {
+        let link = link.unwrap_or_else(|| Box::new(CountingSink::new()));
         let slot = slot(FIRST_NET, index);
-        let net = Net::new(mac, Box::new(link)).map_err(|source| Error::Device { slot, source })?;
-        self.add(slot, net, format!("{mac}, link to nowhere that counts packets"), None)?;
-        Ok(counters)
+        let net = Net::new(spec.mac, link).map_err(|source| Error::Device { slot, source })?;
+        self.add(slot, net, format!("{}, network {}", spec.mac, spec.network), None)
     }
 
     fn add_disk(&mut self, first: u8, index: u32, spec: &DiskSpec) -> Result<(), Error> {
         let serial = serial_number(spec, index)?;
-        let disk = match &spec.base {
-            Some(base) => disk::open_overlay(&spec.path, base, spec.read_only)?,
-            None => disk::open(&spec.path, spec.format, spec.read_only)?,
-        };
+        let disk = disk::open(&spec.path, spec.format, spec.read_only)?;
         let backend = describe_disk(spec, &*disk, &serial);
         self.add(slot(first, index), Blk::new(disk, &serial), backend, Some(spec.path.clone()))
     }
@@ -138,9 +132,7 @@ fn describe_disk(spec: &DiskSpec, disk: &dyn Disk, serial: &str) -> String {
     let disk::Description { format, probed, read_only, size } = disk.description();
     let told = if probed { " told by content" } else { "" };
     let mode = if read_only { ", read-only" } else { "" };
-    let base = spec.base.as_ref().map(|base| format!(" on {}", base.display())).unwrap_or_default();
-    let path = spec.path.display();
-    format!("{path} ({format}{told}{base}, {} MiB{mode}, serial number {serial})", size >> 20)
+    format!("{} ({format}{told}, {} MiB{mode}, serial number {serial})", spec.path.display(), size >> 20)
 }
 
 impl Devices {
@@ -155,24 +147,23 @@ impl Devices {
         let mut builder = Builder { wiring, intx, root: root.clone(), slots: Vec::new() };
         builder.add(RNG, Rng::new(), "the host's random numbers".into(), None)?;
         let console = builder.add_console(host)?;
-        let links = (0..spec.nets).map(|index| builder.add_net(index)).collect::<Result<_, _>>()?;
-        let first_disk = slot(FIRST_NET, spec.nets).max(FIRST_DISK);
+        let mut links = host.links.drain(..);
+        for (index, net) in (0..).zip(&spec.nets) {
+            builder.add_net(index, net, links.next())?;
+        }
+        let nets = u32::try_from(spec.nets.len()).unwrap_or(u32::MAX);
+        let first_disk = slot(FIRST_NET, nets).max(FIRST_DISK);
         for (index, disk) in (0..).zip(&spec.disks) {
             builder.add_disk(first_disk, index, disk)?;
         }
         let slots = builder.slots;
         root.assign()?;
-        Ok(Devices { root, host_bridge, slots, console, links })
+        Ok(Devices { root, host_bridge, slots, console })
     }
 
     /// The keyboard of the virtio console.
     pub(crate) fn console(&self) -> Option<&ConsoleInput> {
         self.console.as_ref()
-    }
-
-    /// What each network card has sent.
-    pub(crate) fn links(&self) -> &[net::Counters] {
-        &self.links
     }
 
     pub(crate) fn reset(&self) -> Result<(), Error> {
@@ -250,7 +241,6 @@ mod tests {
         let spec = |serial: Option<&str>| DiskSpec {
             path: "disk.raw".into(),
             format: None,
-            base: None,
             read_only: false,
             serial: serial.map(Into::into),
         };

@@ -39,6 +39,6 @@ pub use describe::{Description, DeviceInfo, KernelInfo, PciInfo};
 pub use devices::PciState;
 pub use error::Error;
 pub use machine::Machine;
-pub use spec::{BootSpec, DiskSpec, HostIo, VmSpec};
+pub use spec::{BootSpec, DiskSpec, HostIo, NetSpec, VmSpec};
 pub use state::MachineState;
 pub use virtio::ConsoleInput;

@@ -127,11 +127,6 @@ impl Machine {
         self.devices.console().cloned()
     }
 
-    /// What each network card has sent so far.
-    pub fn network_counters(&self) -> &[net::Counters] {
-        self.devices.links()
-    }
-
     /// The guest's memory.
     pub fn ram(&self) -> &GuestRam {
         &self.ram

@@ -18,8 +18,8 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// What to start.
     pub boot: BootSpec,
-    /// Number of network cards.
-    pub nets: u32,
+    /// Network cards, in the order in which the guest sees them.
+    pub nets: Vec<NetSpec>,
 }
 
 /// A disk of the machine.
@@ -29,13 +29,19 @@ pub struct DiskSpec {
     pub path: PathBuf,
     /// Its format; told by content where absent.
     pub format: Option<disk::Format>,
-    /// The image that this one, an overlay, is on, whatever the overlay itself names.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<PathBuf>,
     /// The guest may not write.
     pub read_only: bool,
     /// Serial number that the guest sees.
     pub serial: Option<String>,
+}
+
+/// A network card of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetSpec {
+    /// Its address.
+    pub mac: net::Mac,
+    /// What it leads to, for people; the link itself is in [`HostIo`].
+    pub network: String,
 }
 
 /// What a machine starts.
@@ -55,4 +61,6 @@ pub struct HostIo {
     pub serial_out: Box<dyn Write + Send>,
     /// The virtio console's port; without it there is no virtio console.
     pub console_out: Option<Box<dyn Write + Send>>,
+    /// The cables of the network cards, in their order; what is missing leads nowhere.
+    pub links: Vec<Box<dyn net::Link>>,
 }

@@ -8,13 +8,14 @@ use clap_complete::Shell;
 
 mod disk;
 mod escape;
+mod size;
 
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
-
-use store::Size;
+pub use size::Size;
 
 use crate::exit;
+use crate::network::NetworkArgs;
 use crate::output::OutputArgs;
 
 const OVERVIEW: &str = "\
@@ -130,8 +131,8 @@ pub struct MachineArgs {
     pub memory: Size,
 
     /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
-    /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees. A comma in a name is
-    /// written twice. May be repeated: the guest sees /dev/vda, /dev/vdb, ...
+    /// `serial=TEXT` that the guest sees. A comma in a name is written twice. May be repeated: the guest
+    /// sees /dev/vda, /dev/vdb, ...
     #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse))]
     pub disks: Vec<DiskArg>,
 
@@ -151,6 +152,10 @@ pub struct MachineArgs {
     /// that is there only if asked for. What the guest prints on either is the VM's output
     #[arg(long, value_name = "NAME", value_enum, default_value_t = ConsoleKind::Serial)]
     pub console: ConsoleKind,
+
+    /// Its network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 
     /// A reset by the guest, or a triple fault, ends the VM instead of restarting it
     #[arg(long)]

@@ -12,6 +12,7 @@ mod exit;
 mod failure;
 mod logger;
 mod man;
+mod network;
 mod output;
 mod panics;
 mod run;

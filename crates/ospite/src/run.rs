@@ -14,7 +14,7 @@ use crate::console::{Console, Keyboard};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
-use crate::{panics, signals};
+use crate::{network, panics, signals};
 
 /// Runs the VM, or prints what it would be.
 pub fn run(args: &RunArgs) -> Result<Code, Failure> {
@@ -32,7 +32,7 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
         memory: machine.memory.bytes(),
         disks: machine.disks.iter().map(Into::into).collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
-        nets: 1,
+        nets: network::cards(&args.name, &machine.network.settings()),
     })
 }
 
@@ -66,7 +66,8 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let host = |error: io::Error| Failure::from_error(Code::Internal, &error);
     let signals = signals::catch().map_err(host)?;
     let output = Output::start(io::stdout()).map_err(host)?;
-    let io = host_io(args, &output);
+    let mut io = host_io(args, &output);
+    io.links = network::attach_cards(&args.name, &args.machine.network.settings(), &spec.nets)?;
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     let timeout = Duration::from_secs(args.stop_timeout);
@@ -96,7 +97,7 @@ fn host_io(args: &RunArgs, output: &Output) -> HostIo {
         ConsoleKind::Serial => None,
         ConsoleKind::Virtio => Some(Box::new(output.guest_end())),
     };
-    HostIo { serial_out: Box::new(output.guest_end()), console_out }
+    HostIo { serial_out: Box::new(output.guest_end()), console_out, links: Vec::new() }
 }
 
 fn keyboard(args: &RunArgs, vm: &Vm) -> Keyboard {

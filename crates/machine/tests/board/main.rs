@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use engine::{CpuIo, CpuState, Vcpu};
 use fake::FakeEngine;
-use machine::{BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, PowerEvent, VmSpec};
+use machine::{BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, NetSpec, PowerEvent, VmSpec};
 use mem::{Bytes, GuestAddress};
 
 /// Where the test kernel asks to be loaded.
@@ -51,22 +51,29 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
     std::fs::write(&kernel, multiboot_kernel()).unwrap();
     let path = dir.path().join("disk.raw");
     std::fs::File::create(&path).unwrap().set_len(3 << 20).unwrap();
-    let format = Some(disk::Format::Raw);
-    let disk = DiskSpec { path, format, base: None, read_only: false, serial: None };
+    let disk = DiskSpec { path, format: Some(disk::Format::Raw), read_only: false, serial: None };
     VmSpec {
         name: "test".into(),
         cpus: 2,
         memory: 64 << 20,
         disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
-        nets: 1,
+        nets: vec![card(0)],
     }
+}
+
+fn card(index: u32) -> NetSpec {
+    NetSpec { mac: net::Mac::of_card(index), network: "test".into() }
 }
 
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let (engine, screen) = (FakeEngine::default(), Screen::default());
-    let host = HostIo { serial_out: Box::new(screen.clone()), console_out: Some(Box::new(io::sink())) };
+    let host = HostIo {
+        serial_out: Box::new(screen.clone()),
+        console_out: Some(Box::new(io::sink())),
+        links: Vec::new(),
+    };
     let mut machine = Machine::build(&spec(&dir), &engine, host).unwrap();
     let vcpus = machine.take_vcpus();
     Bench { machine, vcpus, engine, screen, dir }
@@ -250,8 +257,8 @@ fn a_reset_stops_the_disk_until_its_driver_starts_it_again() {
 fn more_devices_than_slots_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut spec = spec(&dir);
-    spec.nets = 40;
-    let host = HostIo { serial_out: Box::new(io::sink()), console_out: None };
+    spec.nets = (0..40).map(card).collect();
+    let host = HostIo { serial_out: Box::new(io::sink()), console_out: None, links: Vec::new() };
     let error = Machine::build(&spec, &FakeEngine::default(), host).err().unwrap().to_string();
     assert!(error.contains("no PCI slot is left"), "{error}");
 }
@@ -374,7 +381,7 @@ fn wishes_that_cannot_be_met_are_refused_with_a_reason() {
     let build = |change: &dyn Fn(&mut VmSpec)| {
         let mut spec = spec(&dir);
         change(&mut spec);
-        let host = HostIo { serial_out: Box::new(io::sink()), console_out: None };
+        let host = HostIo { serial_out: Box::new(io::sink()), console_out: None, links: Vec::new() };
         Machine::build(&spec, &FakeEngine::default(), host).err().unwrap().to_string()
     };
     assert!(build(&|s| s.cpus = 0).contains("--cpus takes 1 to"));
