@@ -104,6 +104,15 @@ pub enum Error {
         /// Its format.
         format: Format,
     },
+    /// The disk that is to be copied cannot be read.
+    #[error("cannot read the disk at byte {offset}")]
+    Read {
+        /// Where.
+        offset: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The host failed.
     #[error("cannot {what} disk image {}", path.display())]
     Io {

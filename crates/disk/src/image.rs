@@ -9,10 +9,13 @@ use imago::file::File;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::vmdk::Vmdk;
-use imago::{FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
 use crate::gate::FolderGate;
-use crate::{Description, Disk, Error, Format, SECTOR, Slice, check_range, check_write, qcow2_check, total};
+use crate::qcow2_check::Header;
+use crate::{
+    Description, Disk, Error, Format, SECTOR, Slice, check_range, check_write, file, qcow2_check, total,
+};
 
 /// An image that `imago` reads and writes.
 pub(crate) struct Image {
@@ -29,6 +32,33 @@ pub(crate) fn qcow2(path: &Path, file: fs::File, read_only: bool, probed: bool) 
     let builder = Qcow2::<File>::builder(storage(path, file, !read_only)?).write(!read_only);
     let image = builder.open(FolderGate::around(path).map_err(bad)?).map_err(bad)?;
     Image::new(path, FormatAccess::new(image), (Format::Qcow2, probed, read_only), header.cluster_size)
+}
+
+/// Opens a qcow2 image on a base that the caller names.
+pub(crate) fn overlay(path: &Path, base: &Path, read_only: bool) -> Result<Image, Error> {
+    let (lower, _) = lone(base, true)?;
+    if lower.implicit_backing_file().is_some() {
+        return Err(Error::bad(base, "a base is on no other image"));
+    }
+    let (mut image, header) = lone(path, read_only)?;
+    if image.implicit_backing_file().is_none() {
+        return Err(Error::bad(path, format!("it is no overlay, as one on {} is", base.display())));
+    }
+    image.set_backing(Some(FormatAccess::new(lower)));
+    Image::new(path, FormatAccess::new(image), (Format::Qcow2, false, read_only), header.cluster_size)
+}
+
+/// A qcow2 image without whatever other files it names.
+fn lone(path: &Path, read_only: bool) -> Result<(Qcow2<File>, Header), Error> {
+    let file = file::open(path, read_only)?;
+    let header = qcow2_check::check(path, &file)?;
+    let builder = Qcow2::<File>::builder(storage(path, file, !read_only)?).write(!read_only);
+    let opened = builder.backing(None).data_file(None).open(DenyImplicitOpenGate::default());
+    let image = opened.map_err(|source| Error::Bad { path: path.into(), source })?;
+    if image.requires_external_data_file() {
+        return Err(Error::bad(path, "its data is in another file"));
+    }
+    Ok((image, header))
 }
 
 /// Opens a VMDK image.

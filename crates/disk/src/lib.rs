@@ -11,7 +11,8 @@
 //! # Other files
 //! A qcow2 or VMDK image may name further files. They are opened read-only, and only if they lie in
 //! the image's own folder or below it (symbolic links followed): an image from somewhere else must
-//! not reach into the host. At most [`MAX_BACKING`] images may be stacked.
+//! not reach into the host. At most [`MAX_BACKING`] images may be stacked. An overlay of ours, whose base
+//! lies elsewhere, is opened with [`open_overlay`]: the caller says where the base is, not the overlay.
 //!
 //! # Locks
 //! Every image is locked (`flock`): one opened for writing belongs to this process alone, readers
@@ -26,6 +27,7 @@
 //! except in compressed qcow2 clusters, the partial clusters around a first write, and the guarded
 //! first sector of a raw image.
 
+mod create;
 mod error;
 mod file;
 mod format;
@@ -39,6 +41,7 @@ mod testing;
 use std::io;
 use std::path::Path;
 
+pub use create::{copy, create, create_overlay};
 pub use error::Error;
 pub use format::Format;
 pub use gate::MAX_BACKING;
@@ -111,6 +114,12 @@ pub fn open(path: &Path, format: Option<Format>, read_only: bool) -> Result<Box<
         Format::Qcow2 => Ok(Box::new(image::qcow2(path, file, read_only, probed)?)),
         Format::Vmdk => Ok(Box::new(image::vmdk(path, file, read_only, probed)?)),
     }
+}
+
+/// Opens the qcow2 image `path` on the qcow2 image `base`, whatever base it names itself. The base is only
+/// read, and needs no other file.
+pub fn open_overlay(path: &Path, base: &Path, read_only: bool) -> Result<Box<dyn Disk>, Error> {
+    Ok(Box::new(image::overlay(path, base, read_only)?))
 }
 
 /// Whether a request lies within a disk, and may be made of it.

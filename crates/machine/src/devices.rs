@@ -111,7 +111,10 @@ impl Builder<'_> {
 
     fn add_disk(&mut self, first: u8, index: u32, spec: &DiskSpec) -> Result<(), Error> {
         let serial = serial_number(spec, index)?;
-        let disk = disk::open(&spec.path, spec.format, spec.read_only)?;
+        let disk = match &spec.base {
+            Some(base) => disk::open_overlay(&spec.path, base, spec.read_only)?,
+            None => disk::open(&spec.path, spec.format, spec.read_only)?,
+        };
         let backend = describe_disk(spec, &*disk, &serial);
         self.add(slot(first, index), Blk::new(disk, &serial), backend, Some(spec.path.clone()))
     }
@@ -132,7 +135,9 @@ fn describe_disk(spec: &DiskSpec, disk: &dyn Disk, serial: &str) -> String {
     let disk::Description { format, probed, read_only, size } = disk.description();
     let told = if probed { " told by content" } else { "" };
     let mode = if read_only { ", read-only" } else { "" };
-    format!("{} ({format}{told}, {} MiB{mode}, serial number {serial})", spec.path.display(), size >> 20)
+    let base = spec.base.as_ref().map(|base| format!(" on {}", base.display())).unwrap_or_default();
+    let path = spec.path.display();
+    format!("{path} ({format}{told}{base}, {} MiB{mode}, serial number {serial})", size >> 20)
 }
 
 impl Devices {
@@ -241,6 +246,7 @@ mod tests {
         let spec = |serial: Option<&str>| DiskSpec {
             path: "disk.raw".into(),
             format: None,
+            base: None,
             read_only: false,
             serial: serial.map(Into::into),
         };

@@ -29,6 +29,9 @@ pub struct DiskSpec {
     pub path: PathBuf,
     /// Its format; told by content where absent.
     pub format: Option<disk::Format>,
+    /// The image that this one, an overlay, is on, whatever the overlay itself names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// The guest may not write.
     pub read_only: bool,
     /// Serial number that the guest sees.

@@ -8,11 +8,11 @@ use clap_complete::Shell;
 
 mod disk;
 mod escape;
-mod size;
 
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
-pub use size::Size;
+
+use store::Size;
 
 use crate::exit;
 use crate::network::NetworkArgs;
@@ -131,8 +131,8 @@ pub struct MachineArgs {
     pub memory: Size,
 
     /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
-    /// `serial=TEXT` that the guest sees. A comma in a name is written twice. May be repeated: the guest
-    /// sees /dev/vda, /dev/vdb, ...
+    /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees. A comma in a name is
+    /// written twice. May be repeated: the guest sees /dev/vda, /dev/vdb, ...
     #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse))]
     pub disks: Vec<DiskArg>,
 

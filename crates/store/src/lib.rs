@@ -7,8 +7,11 @@
 
 mod atomic;
 mod home;
+pub mod image;
 mod name;
+mod size;
 
 pub use atomic::{Lock, write_atomically};
 pub use home::Home;
 pub use name::{BadName, Name};
+pub use size::{Size, SizeError};

@@ -51,7 +51,8 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
     std::fs::write(&kernel, multiboot_kernel()).unwrap();
     let path = dir.path().join("disk.raw");
     std::fs::File::create(&path).unwrap().set_len(3 << 20).unwrap();
-    let disk = DiskSpec { path, format: Some(disk::Format::Raw), read_only: false, serial: None };
+    let format = Some(disk::Format::Raw);
+    let disk = DiskSpec { path, format, base: None, read_only: false, serial: None };
     VmSpec {
         name: "test".into(),
         cpus: 2,

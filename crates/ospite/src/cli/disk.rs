@@ -1,4 +1,4 @@
-//! `--disk FILE[,readonly][,format=F][,serial=S]`
+//! `--disk FILE[,readonly][,format=F][,base=FILE][,serial=S]`
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,6 +13,8 @@ pub struct DiskArg {
     pub path: PathBuf,
     /// Its format, where it was given.
     pub format: Option<disk::Format>,
+    /// The image that it is an overlay of, where it was given.
+    pub base: Option<PathBuf>,
     /// The guest may not write.
     pub read_only: bool,
     /// The serial number that the guest sees.
@@ -27,7 +29,7 @@ pub enum DiskError {
     NoFile,
     /// An option that disks do not have.
     #[error(
-        "a disk has no option `{0}`; it has readonly, format=raw|qcow2 and serial=TEXT (a comma in a name is written twice)"
+        "a disk has no option `{0}`; it has readonly, format=raw|qcow2, base=FILE and serial=TEXT (a comma in a name is written twice)"
     )]
     Option(String),
     /// A format that we cannot read.
@@ -47,7 +49,7 @@ impl DiskArg {
         let mut parts = split(text.as_bytes()).into_iter();
         let path = parts.next().filter(|path| !path.is_empty()).ok_or(DiskError::NoFile)?;
         let path = PathBuf::from(OsString::from_vec(path));
-        let mut disk = DiskArg { path, format: None, read_only: false, serial: None };
+        let mut disk = DiskArg { path, format: None, base: None, read_only: false, serial: None };
         for option in parts {
             disk.set(&OsStr::from_bytes(&option).to_string_lossy())?;
         }
@@ -58,6 +60,7 @@ impl DiskArg {
         match option.split_once('=') {
             None if option == "readonly" => self.read_only = true,
             Some(("format", name)) => self.format = Some(format(name)?),
+            Some(("base", base)) if !base.is_empty() => self.base = Some(base.into()),
             Some(("serial", serial)) => self.serial = Some(check_serial(serial)?),
             _ => return Err(DiskError::Option(option.into())),
         }
@@ -67,8 +70,8 @@ impl DiskArg {
 
 impl From<&DiskArg> for DiskSpec {
     fn from(arg: &DiskArg) -> DiskSpec {
-        let DiskArg { path, format, read_only, serial } = arg.clone();
-        DiskSpec { path, format, read_only, serial }
+        let DiskArg { path, format, base, read_only, serial } = arg.clone();
+        DiskSpec { path, format, base, read_only, serial }
     }
 }
 
@@ -115,6 +118,7 @@ mod tests {
         assert_eq!(disk.format.map(|format| format.to_string()).as_deref(), Some("qcow2"));
         assert!(disk.read_only);
         assert_eq!(disk.serial.as_deref(), Some("DATA 1"));
+        assert_eq!(parse("d,base=/b,,1.qcow2").unwrap().base, Some(PathBuf::from("/b,1.qcow2")));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Verdict};
-use crate::cli::Size;
+use store::Size;
 
 /// A host's file system; tests make a small one.
 pub struct Host {

@@ -1,10 +1,13 @@
-//! Sizes of memory.
+//! Sizes of memory and disks.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A size in bytes, written 256M or 6G.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// A size in bytes, written 256M or 6G; in files, a text like that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Size(u64);
 
 impl Size {
@@ -62,6 +65,26 @@ impl fmt::Display for Size {
     }
 }
 
+impl TryFrom<String> for Size {
+    type Error = SizeError;
+
+    fn try_from(text: String) -> Result<Size, SizeError> {
+        text.parse()
+    }
+}
+
+/// As [`FromStr`] reads it. Less than a KiB is lost, which nothing that was read has.
+impl From<Size> for String {
+    fn from(size: Size) -> String {
+        let units = [(40, 'T'), (30, 'G'), (20, 'M')];
+        let fits = units.iter().find(|(shift, _)| size.0 >> shift << shift == size.0);
+        fits.map_or_else(
+            || format!("{}K", size.0 >> 10),
+            |(shift, unit)| format!("{}{unit}", size.0 >> shift),
+        )
+    }
+}
+
 impl From<u64> for Size {
     fn from(bytes: u64) -> Size {
         Size(bytes)
@@ -104,6 +127,16 @@ mod tests {
             let error = text.parse::<Size>().unwrap_err().to_string();
             assert!(error.contains("MiB"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn sizes_in_files_are_read_as_they_are_written() {
+        for text in ["256M", "6G", "3T", "1025K"] {
+            let json = format!("\"{text}\"");
+            let size: Size = serde_json::from_str(&json).unwrap();
+            assert_eq!(serde_json::to_string(&size).unwrap(), json);
+        }
+        assert!(serde_json::from_str::<Size>("\"6 apples\"").is_err());
     }
 
     #[test]
