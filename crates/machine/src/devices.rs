@@ -13,7 +13,7 @@ use mem::GuestRam;
 use net::{CountingSink, Link};
 use pci::{ConfigState, FunctionInfo, HostBridge, Intx, IntxRouter, PciFunction, PciRoot, Pin, Windows};
 use serde::{Deserialize, Serialize};
-use virtio::{Blk, Console, ConsoleInput, Net, Rng, VirtioDevice, VirtioPci, VirtioState};
+use virtio::{Blk, Console, ConsoleInput, ConsolePorts, Net, Rng, VirtioDevice, VirtioPci, VirtioState};
 
 use crate::chipset::lock;
 use crate::describe::PciInfo;
@@ -64,6 +64,7 @@ pub(crate) struct Devices {
     host_bridge: Arc<Mutex<HostBridge>>,
     slots: Vec<Slot>,
     console: Option<ConsoleInput>,
+    ports: ConsolePorts,
 }
 
 /// Puts devices into slots.
@@ -95,11 +96,15 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn add_console(&mut self, host: &mut HostIo) -> Result<Option<ConsoleInput>, Error> {
-        let Some(out) = host.console_out.take() else { return Ok(None) };
-        let (console, input) = Console::new(out).map_err(|source| Error::Device { slot: CONSOLE, source })?;
-        self.add(CONSOLE, console, "the host's console".into(), None)?;
-        Ok(Some(input))
+    /// The console device is always there, for the guest agent; its console only if it is asked for.
+    fn add_console(&mut self, host: &mut HostIo) -> Result<(Option<ConsoleInput>, ConsolePorts), Error> {
+        let out = host.console_out.take();
+        let asked = out.is_some();
+        let console = Console::new(out).map_err(|source| Error::Device { slot: CONSOLE, source })?;
+        let (input, ports) = (asked.then(|| console.input()), console.ports());
+        let backend = if asked { "the host's console, guest agent" } else { "guest agent" };
+        self.add(CONSOLE, console, backend.into(), None)?;
+        Ok((input, ports))
     }
 
     fn add_net(&mut self, index: u32, spec: &NetSpec, link: Option<Box<dyn Link>>) -> Result<(), Error> {
@@ -151,7 +156,7 @@ impl Devices {
         let intx = IntxRouter::new(wiring.irqs.clone());
         let mut builder = Builder { wiring, intx, root: root.clone(), slots: Vec::new() };
         builder.add(RNG, Rng::new(), "the host's random numbers".into(), None)?;
-        let console = builder.add_console(host)?;
+        let (console, ports) = builder.add_console(host)?;
         let mut links = host.links.drain(..);
         for (index, net) in (0..).zip(&spec.nets) {
             builder.add_net(index, net, links.next())?;
@@ -163,12 +168,17 @@ impl Devices {
         }
         let slots = builder.slots;
         root.assign()?;
-        Ok(Devices { root, host_bridge, slots, console })
+        Ok(Devices { root, host_bridge, slots, console, ports })
     }
 
     /// The keyboard of the virtio console.
     pub(crate) fn console(&self) -> Option<&ConsoleInput> {
         self.console.as_ref()
+    }
+
+    /// The way to the guest agent.
+    pub(crate) fn ports(&self) -> &ConsolePorts {
+        &self.ports
     }
 
     pub(crate) fn reset(&self) -> Result<(), Error> {

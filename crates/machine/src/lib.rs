@@ -41,4 +41,4 @@ pub use error::Error;
 pub use machine::Machine;
 pub use spec::{BootSpec, DiskSpec, HostIo, NetSpec, VmSpec};
 pub use state::MachineState;
-pub use virtio::ConsoleInput;
+pub use virtio::{ConsoleInput, ConsolePorts, PortStream};

@@ -8,7 +8,7 @@ use chipset::{PowerEvent, PowerSink, SerialInput};
 use device::{Bus, MsiSink, Timers};
 use engine::{CpuIo, Engine, Vcpu, VmConfig};
 use mem::GuestRam;
-use virtio::ConsoleInput;
+use virtio::{ConsoleInput, ConsolePorts};
 
 use crate::chipset::{Chipset, Wiring, lock};
 use crate::devices::{self, Devices};
@@ -125,6 +125,11 @@ impl Machine {
     /// The keyboard of the virtio console, if there is one.
     pub fn console(&self) -> Option<ConsoleInput> {
         self.devices.console().cloned()
+    }
+
+    /// The ways to programs in the guest: its agent, and streams for what the agent starts.
+    pub fn ports(&self) -> ConsolePorts {
+        self.devices.ports().clone()
     }
 
     /// The guest's memory.

@@ -40,6 +40,11 @@ pub trait Handler: Send {
     fn wake(&self) -> Option<(EventFd, usize)> {
         None
     }
+
+    /// The queues to process on that event, where it is not always the same one.
+    fn woken(&mut self, index: usize) -> Vec<usize> {
+        vec![index]
+    }
 }
 
 /// Saved state of a device behind the transport, by kind.

@@ -26,7 +26,7 @@ mod worker;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use blk::Blk;
-pub use console::{Console, ConsoleInput};
+pub use console::{Console, ConsoleInput, ConsolePorts, PortStream};
 pub use device::{DeviceState, Handler, Kind, Progress, VirtioDevice};
 pub use interrupt::Interrupt;
 pub use net::Net;

@@ -49,8 +49,6 @@ impl Worker {
             live.kick.write(1)?; // what is in the queue already
         }
         let wake = handler.wake();
-        let wake =
-            wake.and_then(|(event, index)| Some((event, queues.iter().position(|q| q.index == index)?)));
         if let Some((event, _)) = &wake {
             watch(&epoll, event, WAKE)?;
         }
@@ -78,11 +76,16 @@ fn watch(epoll: &Epoll, event: &EventFd, token: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, token))
 }
 
+/// Clears an event's counter; that it may be 0 already is no error.
+fn clear(event: &EventFd) {
+    let _ = event.read();
+}
+
 struct Work {
     name: String,
     epoll: Epoll,
     handler: Box<dyn Handler>,
-    /// The handler's own event and the place of the queue that it is for.
+    /// The handler's own event and the queue that it is for.
     wake: Option<(EventFd, usize)>,
     queues: Vec<Live>,
     ram: GuestRam,
@@ -108,7 +111,7 @@ impl Work {
     }
 
     /// Waits for events; the places of the queues to process, each once, or `None` to stop.
-    fn wait(&self) -> Option<Vec<usize>> {
+    fn wait(&mut self) -> Option<Vec<usize>> {
         let mut events = [EpollEvent::default(); 16];
         let count = match self.epoll.wait(-1, &mut events) {
             Ok(count) => count,
@@ -120,18 +123,30 @@ impl Work {
         };
         let mut due = Vec::with_capacity(count);
         for event in &events[..count] {
-            let (event, at) = match event.data() {
+            let places = match event.data() {
                 STOP => return None,
-                WAKE => self.wake.as_ref().map(|(event, at)| (event, *at))?,
-                at => (&self.queues.get(at as usize)?.kick, at as usize),
+                WAKE => self.woken()?,
+                at => {
+                    clear(&self.queues.get(at as usize)?.kick);
+                    vec![at as usize]
+                }
             };
-            // Clears the counter; that it may be 0 already is no error.
-            let _ = event.read();
-            if !due.contains(&at) {
-                due.push(at);
+            for at in places {
+                if !due.contains(&at) {
+                    due.push(at);
+                }
             }
         }
         Some(due)
+    }
+
+    /// The places of the queues that the handler's own event is for, as far as the driver uses them.
+    fn woken(&mut self) -> Option<Vec<usize>> {
+        let (event, index) = self.wake.as_ref()?;
+        clear(event);
+        let indices = self.handler.woken(*index).into_iter();
+        let place = |index| self.queues.iter().position(|queue| queue.index == index);
+        Some(indices.filter_map(place).collect())
     }
 
     /// Works off what is in a queue, with at most one interrupt. If there is more by then, it is

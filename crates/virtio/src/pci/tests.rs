@@ -366,7 +366,7 @@ fn impossible_states_are_refused_and_change_nothing() {
         assert!(function.restore(bad.clone()).is_err(), "{bad:?}");
         assert_eq!(function.save(), state);
     }
-    let console = crate::console::ConsoleState { input: vec![] };
+    let console = crate::console::ConsoleState { input: vec![], driver_ready: false, ports: vec![] };
     let bad = VirtioState { device: crate::DeviceState::Console(console), ..state.clone() };
     assert!(function.restore(bad).is_err());
     function.restore(state).unwrap();
