@@ -11,6 +11,7 @@
 mod board;
 mod chain;
 pub mod engines;
+pub mod guest_ports;
 mod supervisor;
 mod vcpu;
 mod vm;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::Engine;
-use machine::{ConsoleInput, Description, HostIo, Machine, SerialInput, VmSpec};
+use machine::{ConsoleInput, ConsolePorts, Description, HostIo, Machine, SerialInput, VmSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
@@ -122,6 +122,7 @@ pub struct Vm {
     ending: Arc<Ending>,
     serial: SerialInput,
     console: Option<ConsoleInput>,
+    ports: ConsolePorts,
 }
 
 /// The means to ask things of a VM from any thread.
@@ -141,9 +142,9 @@ impl Vm {
     /// Builds the machine and lets it run.
     pub fn start(spec: &VmSpec, engine: &dyn Engine, io: HostIo, options: Options) -> Result<Vm, Error> {
         let machine = Machine::build(spec, engine, io).map_err(Error::Build)?;
-        let (serial, console) = (machine.serial(), machine.console());
+        let (serial, console, ports) = (machine.serial(), machine.console(), machine.ports());
         let (control, ending) = launch(machine, options)?;
-        Ok(Vm { control, ending, serial, console })
+        Ok(Vm { control, ending, serial, console, ports })
     }
 
     /// The keyboard end of the guest's serial line.
@@ -154,6 +155,11 @@ impl Vm {
     /// The keyboard end of the guest's virtio console, if it has one.
     pub fn console(&self) -> Option<ConsoleInput> {
         self.console.clone()
+    }
+
+    /// The ways to programs in the guest; [`crate::guest_ports::serve`] opens them to others.
+    pub fn ports(&self) -> ConsolePorts {
+        self.ports.clone()
     }
 
     /// The means to ask things of this VM from another thread.
