@@ -183,6 +183,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     pub stop_timeout: u64,
 
+    /// A socket for `ospite exec` and `ospite cp`, which take its path in place of a name. Only this user
+    /// can connect
+    #[arg(long, value_name = "PATH")]
+    pub agent_socket: Option<PathBuf>,
+
     /// Build the machine, print what it is made of, and start nothing
     #[arg(long)]
     pub dry_run: bool,

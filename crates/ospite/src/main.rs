@@ -4,6 +4,7 @@ use std::panic::catch_unwind;
 
 use clap::Parser;
 
+mod agent_socket;
 mod cli;
 mod completions;
 mod console;

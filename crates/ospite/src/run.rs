@@ -8,6 +8,7 @@ use machine::{BootSpec, HostIo, VmSpec};
 use serde::Serialize;
 use vmm::{End, Options, Request, Vm, engines};
 
+use crate::agent_socket::AgentSocket;
 use crate::cli::{ConsoleKind, MachineArgs, RunArgs};
 use crate::console::output::Output;
 use crate::console::{Console, Keyboard};
@@ -70,6 +71,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     io.links = network::attach_cards(&args.name, &args.machine.network.settings(), &spec.nets)?;
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
+    let _socket = args.agent_socket.as_deref().map(|path| AgentSocket::open(path, vm.ports())).transpose()?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
     let (control, reader) = (vm.control(), output.clone());
