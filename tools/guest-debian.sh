@@ -18,7 +18,7 @@
 
 suite=bookworm
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-include=systemd,systemd-sysv,udev,kmod,dbus,iproute2,login,procps,pciutils,util-linux
+include=systemd,systemd-sysv,udev,kmod,dbus,iproute2,login,procps,pciutils,util-linux,qemu-guest-agent
 disk_modules=(virtio_pci virtio_blk crc32c-intel ext4)
 
 # Prints the Debian 12 sources of the host's apt, whatever files and formats they are in. A host with
