@@ -25,9 +25,12 @@ mod x86;
 
 use std::sync::Arc;
 
+use engine::x86::CpuModel;
 use engine::{Engine, Error, Vm, VmConfig};
 use kvm_ioctls::Kvm;
 use mem::GuestRam;
+
+use x86::cpuid::Cpuid;
 
 pub use host::{Extension, extension};
 pub use vcpu::KvmVcpu;
@@ -58,6 +61,10 @@ impl KvmEngine {
 impl Engine for KvmEngine {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn supports(&self, model: CpuModel) -> Result<(), Error> {
+        Cpuid::new(&self.kvm, 1, model).map(drop)
     }
 
     fn create_vm(&self, config: &VmConfig, memory: GuestRam) -> Result<Arc<dyn Vm>, Error> {

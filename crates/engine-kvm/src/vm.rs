@@ -118,8 +118,8 @@ impl KvmVm {
         fd.set_tss_address(TSS).map_err(failed("placing the task state segment"))?;
         split_irqchip(&fd)?;
         let shared = Shared {
-            cpuid: Cpuid::new(kvm, config.cpus)?,
-            msrs: MsrTable::default(),
+            cpuid: Cpuid::new(kvm, config.cpus, config.cpu_model)?,
+            msrs: MsrTable::new(config.cpu_model),
             kicks: (0..config.cpus).map(|_| Arc::default()).collect(),
             extint: AtomicBool::new(false),
             routes: Mutex::default(),

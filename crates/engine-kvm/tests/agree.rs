@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Access, CODE, DATA, GDT, Guest, hardware, kvm};
+use common::{Access, CODE, DATA, GDT, Guest, hardware, kvm, skipped};
 use engine::x86::bits::{cr4, msr, rflags};
-use engine::x86::{CpuState, Segment};
+use engine::x86::{CpuModel, CpuState, Segment};
 use engine::{Engine, Exit, Msi};
+use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 
 guest!(
@@ -546,10 +547,22 @@ guest!(
 #[test]
 fn a_guest_that_moves_between_engines_comes_to_the_same_result() {
     let Some(kvm) = kvm() else { return };
+    moves_and_computes(&kvm, CpuModel::Host);
+}
+
+#[test]
+fn a_guest_of_a_cpu_model_moves_between_engines_too() {
+    let Some(kvm) = kvm() else { return };
+    for model in models(&kvm) {
+        moves_and_computes(&kvm, model);
+    }
+}
+
+fn moves_and_computes(kvm: &KvmEngine, model: CpuModel) {
     let soft = SoftEngine::new().unwrap();
-    let mut straight = Guest::long_mode(&kvm, long_computation());
+    let mut straight = Guest::long_mode_of(kvm, model, long_computation());
     straight.run_to_end();
-    let mut guest = Guest::long_mode(&kvm, long_computation());
+    let mut guest = Guest::long_mode_of(kvm, model, long_computation());
     let mut told = Vec::new();
     let moves = AtomicU32::new(0);
     loop {
@@ -574,7 +587,7 @@ fn a_guest_that_moves_between_engines_comes_to_the_same_result() {
             break;
         }
         let there: &dyn Engine =
-            if moves.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { &soft } else { &kvm };
+            if moves.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { &soft } else { kvm };
         guest = guest.move_to(there);
     }
     assert!(moves.into_inner() >= 2, "it ended before it was moved to and fro");
@@ -649,4 +662,80 @@ fn a_running_timer_moves() {
     let took = started.elapsed().as_millis();
     assert!((200..2000).contains(&took), "30 ms and twice 100 ms took {took} ms");
     assert_eq!(there.read(DATA), 3);
+}
+
+// Asks for the leaves and subleaves at 0xa000, as many as EBP says, and writes the answers to 0xb000.
+guest!(
+    identifies,
+    ".code64",
+    "mov rsi, 0xa000",
+    "mov rdi, 0xb000",
+    "2: mov eax, [rsi]",
+    "mov ecx, [rsi + 4]",
+    "cpuid",
+    "mov [rdi], eax",
+    "mov [rdi + 4], ebx",
+    "mov [rdi + 8], ecx",
+    "mov [rdi + 12], edx",
+    "add rsi, 8",
+    "add rdi, 16",
+    "dec ebp",
+    "jnz 2b",
+    "out 0xf4, al",
+);
+
+/// The models that both engines offer here; those that QEMU's translator can be without are said so.
+fn models(kvm: &KvmEngine) -> Vec<CpuModel> {
+    let offered = |model: &CpuModel| match kvm.supports(*model) {
+        Ok(()) => true,
+        Err(error) => {
+            skipped(&error.to_string());
+            false
+        }
+    };
+    let models: Vec<_> = [CpuModel::V2, CpuModel::V3].into_iter().filter(offered).collect();
+    assert!(!models.is_empty() || !hardware(), "even the least model is missing");
+    models
+}
+
+/// What a guest of the model reads in each of `leaves`.
+fn identity(engine: &dyn Engine, model: CpuModel, leaves: &[(u32, u32)]) -> Vec<u64> {
+    let mut guest = Guest::long_mode_of(engine, model, identifies());
+    let words: Vec<u64> =
+        leaves.iter().map(|(leaf, index)| u64::from(*leaf) | u64::from(*index) << 32).collect();
+    guest.write(DATA, &words);
+    let mut state = guest.state();
+    state.gpr[5] = leaves.len() as u64;
+    guest.set(state);
+    guest.run_to_end();
+    (0..leaves.len() as u64 * 2).map(|n| guest.read(0xb000 + n * 8)).collect()
+}
+
+#[test]
+fn both_engines_say_the_same_of_a_model() {
+    let Some(kvm) = kvm() else { return };
+    let soft = SoftEngine::new().unwrap();
+    let basic = (0..0x10).flat_map(|leaf| (0..4).map(move |index| (leaf, index)));
+    let hypervisor = [(0x4000_0000, 0), (0x4000_0001, 0)];
+    let extended = (0x8000_0000..=0x8000_0008).map(|leaf| (leaf, 0));
+    let leaves: Vec<_> = basic.chain(hypervisor).chain(extended).collect();
+    for model in models(&kvm) {
+        let (hard, soft) = (identity(&kvm, model, &leaves), identity(&soft, model, &leaves));
+        for ((leaf, hard), soft) in leaves.iter().zip(hard.chunks(2)).zip(soft.chunks(2)) {
+            assert_eq!(hard, soft, "{model}, leaf {leaf:x?}: {hard:x?} on KVM, {soft:x?} in software");
+        }
+    }
+}
+
+#[test]
+fn a_models_state_has_the_same_registers_on_both_engines() {
+    let Some(kvm) = kvm() else { return };
+    for model in models(&kvm) {
+        let of = |engine: &dyn Engine| {
+            let state = Guest::of_model(engine, 1, model, &[]).state();
+            let indices: Vec<u32> = state.msrs.iter().map(|(index, _)| *index).collect();
+            (indices, state.xcr0, state.gpr[2])
+        };
+        assert_eq!(of(&kvm), of(&SoftEngine::new().unwrap()), "{model}");
+    }
 }

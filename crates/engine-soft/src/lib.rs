@@ -12,8 +12,11 @@ pub mod x86;
 
 use std::sync::Arc;
 
+use engine::x86::CpuModel;
 use engine::{Engine, Error, Vm, VmConfig};
 use mem::GuestRam;
+
+use x86::cpuid::Cpuid;
 
 pub use vcpu::SoftVcpu;
 pub use vm::{Mailbox, Shared, SoftVm};
@@ -65,6 +68,10 @@ impl SoftEngine {
 impl Engine for SoftEngine {
     fn name(&self) -> &'static str {
         "soft"
+    }
+
+    fn supports(&self, model: CpuModel) -> Result<(), Error> {
+        Cpuid::new(1, model).map(drop)
     }
 
     fn create_vm(&self, config: &VmConfig, memory: GuestRam) -> Result<Arc<dyn Vm>, Error> {

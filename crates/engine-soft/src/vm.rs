@@ -168,7 +168,7 @@ impl Shared {
         }
         Ok(Shared {
             ram,
-            cpuid: Cpuid::new(config.cpus),
+            cpuid: Cpuid::new(config.cpus, config.cpu_model)?,
             clock: Clock::default(),
             uptime_before: AtomicU64::new(0),
             vcpus: (0..config.cpus).map(Mailbox::new).collect(),

@@ -100,7 +100,10 @@ fn in_64_bit_mode(mut cpu: X86State) -> X86State {
 
 fn guest() -> (GuestRam, Arc<dyn Vm>, Box<dyn Vcpu>) {
     let ram = memory();
-    let vm = SoftEngine::new().unwrap().create_vm(&VmConfig { cpus: 1 }, ram.clone()).unwrap();
+    let vm = SoftEngine::new()
+        .unwrap()
+        .create_vm(&VmConfig { cpus: 1, ..VmConfig::default() }, ram.clone())
+        .unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
     let CpuState::X86(power_on) = vcpu.save().unwrap() else { unreachable!() };
     vcpu.restore(&CpuState::X86(Box::new(in_64_bit_mode(*power_on)))).unwrap();

@@ -41,16 +41,23 @@ pub enum Error {
 }
 
 /// What a VM asks of its engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmConfig {
     /// Number of vCPUs, ids `0..cpus`.
     pub cpus: u32,
+    /// What they say they are.
+    pub cpu_model: x86::CpuModel,
 }
 
 /// A way to run guest code.
 pub trait Engine: Send + Sync {
     /// The name users type after `--engine`.
     fn name(&self) -> &'static str;
+
+    /// Whether vCPUs can be of this model here; the refusal names what is missing.
+    fn supports(&self, _model: x86::CpuModel) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Makes a VM whose vCPUs see `memory`.
     fn create_vm(&self, config: &VmConfig, memory: GuestRam) -> Result<Arc<dyn Vm>, Error>;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use engine::x86::CpuModel;
 use pci::FunctionInfo;
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ pub struct Description {
     pub engine: &'static str,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// What they say they are.
+    pub cpu_model: CpuModel,
     /// Guest-physical ranges of RAM.
     pub memory: Vec<Range<u64>>,
     /// What it starts.
@@ -87,6 +90,7 @@ impl Machine {
             board: "pc",
             engine: self.engine,
             cpus: self.spec.cpus,
+            cpu_model: self.spec.cpu_model,
             memory: memory::ranges(self.spec.memory).unwrap_or_default(),
             kernel: KernelInfo {
                 path: boot.kernel.clone(),
@@ -103,7 +107,7 @@ impl Machine {
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "machine   {} (board {}, engine {})", self.name, self.board, self.engine)?;
-        writeln!(f, "vCPUs     {}", self.cpus)?;
+        writeln!(f, "vCPUs     {} (model {})", self.cpus, self.cpu_model)?;
         for range in &self.memory {
             writeln!(f, "memory    {range:#x?} ({} MiB)", (range.end - range.start) >> 20)?;
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use engine::x86::CpuModel;
+
 /// What failed; the cause is the error's source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -96,5 +98,15 @@ pub enum Error {
         saved: u64,
         /// Here.
         here: u64,
+    },
+    /// The saved vCPUs say that they are others than this machine's.
+    #[error(
+        "the saved state's vCPUs are of model {saved}, this machine's of {here}; start it with --cpu {saved}"
+    )]
+    OtherCpu {
+        /// In the saved state.
+        saved: CpuModel,
+        /// Here.
+        here: CpuModel,
     },
 }

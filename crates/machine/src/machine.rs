@@ -50,7 +50,8 @@ impl Machine {
         // The files first: their errors are the most likely ones and cost nothing.
         let firmware = Firmware::open(&spec.boot, spec.cpus)?;
         let ram = memory::map(spec.memory)?;
-        let vm = engine.create_vm(&VmConfig { cpus: spec.cpus }, ram.clone())?;
+        let config = VmConfig { cpus: spec.cpus, cpu_model: spec.cpu_model };
+        let vm = engine.create_vm(&config, ram.clone())?;
         let vcpus = (0..spec.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
         let timers =
             Timers::start().map_err(|source| Error::Thread { what: "the machine's timers", source })?;

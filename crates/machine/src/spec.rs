@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use engine::x86::CpuModel;
 use serde::{Deserialize, Serialize};
 
 /// A virtual machine as its user asked for it.
@@ -12,6 +13,9 @@ pub struct VmSpec {
     pub name: String,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// What they say they are.
+    #[serde(default)]
+    pub cpu_model: CpuModel,
     /// Memory in bytes.
     pub memory: u64,
     /// Disks, in the order in which the guest sees them.

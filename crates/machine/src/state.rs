@@ -1,5 +1,6 @@
 //! The saved state of a whole machine.
 
+use engine::x86::CpuModel;
 use engine::{CpuState, Vcpu};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,8 @@ use crate::{ChipsetState, Error, Machine, PciState};
 pub struct MachineState {
     /// Bytes of RAM, so that a state is not restored into another machine.
     pub memory: u64,
+    /// What the vCPUs say they are.
+    pub cpu_model: CpuModel,
     /// The vCPUs in the order of their ids.
     pub cpus: Vec<CpuState>,
     /// The chipset.
@@ -26,6 +29,7 @@ impl Machine {
         self.pause();
         Ok(MachineState {
             memory: self.ram.size(),
+            cpu_model: self.spec.cpu_model,
             cpus: vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<_, _>>()?,
             chipset: self.chipset.save(),
             pci: self.devices.save(),
@@ -37,8 +41,11 @@ impl Machine {
     ///
     /// After an error some parts have the new state and some have none: reset or drop the machine.
     pub fn restore(&mut self, state: MachineState, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Error> {
-        let MachineState { memory, cpus, chipset, pci } = state;
+        let MachineState { memory, cpu_model, cpus, chipset, pci } = state;
         same("bytes of memory", memory, self.ram.size())?;
+        if cpu_model != self.spec.cpu_model {
+            return Err(Error::OtherCpu { saved: cpu_model, here: self.spec.cpu_model });
+        }
         same("vCPUs", cpus.len() as u64, vcpus.len() as u64)?;
         self.pause();
         self.chipset.reset();

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use engine::x86::CpuModel;
 
 mod disk;
 mod escape;
@@ -114,6 +115,10 @@ impl ConsoleKind {
     }
 }
 
+fn cpu_models() -> impl TypedValueParser<Value = CpuModel> {
+    PossibleValuesParser::new(CpuModel::ALL.map(CpuModel::name)).try_map(|name| name.parse())
+}
+
 /// What a machine is made of, the same for every command that makes one.
 #[derive(Args, Debug)]
 pub struct MachineArgs {
@@ -125,6 +130,11 @@ pub struct MachineArgs {
     /// Number of virtual CPUs
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=254))]
     pub cpus: u32,
+
+    /// What the virtual CPUs say they are: host (all that this host and engine offer), x86-64-v2 or
+    /// x86-64-v3 (the same on every engine). `ospite doctor` says which work here
+    #[arg(long, value_name = "MODEL", default_value = "host", value_parser = cpu_models())]
+    pub cpu: CpuModel,
 
     /// Memory: 256M, 6G (K, M, G, T are powers of 1024; a plain number is MiB)
     #[arg(short, long, value_name = "SIZE", default_value = "1G")]
@@ -240,19 +250,27 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_understood() {
         let args =
-            run("-c 4 -m 6G -d a.img -d b.qcow2,readonly --kernel k --initrd i --append quiet --no-reboot")
+            run("-c 4 --cpu x86-64-v2 -m 6G -d a.img -d b.qcow2,readonly --kernel k --initrd i --append quiet --no-reboot")
                 .unwrap();
         let machine = args.machine;
         assert_eq!((machine.cpus, machine.memory.bytes(), machine.disks.len()), (4, 6 << 30, 2));
+        assert_eq!(machine.cpu, CpuModel::V2);
         assert!(machine.no_reboot && machine.disks[1].read_only);
         assert_eq!(machine.append.as_deref(), Some("quiet"));
     }
 
     #[test]
     fn what_makes_no_sense_is_a_usage_error() {
-        for bad in
-            ["-c 0", "-c 255", "-m 12x", "-d a.img,wat", "--engine warp", "--initrd i", "--output yaml"]
-        {
+        for bad in [
+            "-c 0",
+            "-c 255",
+            "-m 12x",
+            "-d a.img,wat",
+            "--engine warp",
+            "--cpu 486",
+            "--initrd i",
+            "--output yaml",
+        ] {
             assert_eq!(run(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use engine::Engine;
+use engine::x86::CpuModel;
 use serde::Serialize;
 use vmm::engines;
 
@@ -32,6 +34,16 @@ struct EngineReport {
     summary: &'static str,
     works: bool,
     /// Why not.
+    why: Option<String>,
+    /// What `--cpu` can be with it.
+    models: Vec<ModelReport>,
+}
+
+/// A CPU model on an engine that works.
+#[derive(Debug, Serialize)]
+struct ModelReport {
+    name: &'static str,
+    /// Why it cannot be had here.
     why: Option<String>,
 }
 
@@ -84,11 +96,28 @@ fn report(host: &Host) -> Report {
 }
 
 fn try_engine(info: &engines::Info) -> EngineReport {
-    let why = info.make().err().map(|error| match error {
-        engine::Error::Unavailable { why, .. } => why,
-        other => vmm::chain(&other),
-    });
-    EngineReport { name: info.name, summary: info.summary, works: why.is_none(), why }
+    let (why, models) = match info.make() {
+        Ok(engine) => (None, models(&*engine)),
+        Err(error) => (Some(reason(&error)), Vec::new()),
+    };
+    EngineReport { name: info.name, summary: info.summary, works: why.is_none(), why, models }
+}
+
+fn models(engine: &dyn Engine) -> Vec<ModelReport> {
+    let report = |model: CpuModel| {
+        let why = engine.supports(model).err().map(|error| reason(&error));
+        ModelReport { name: model.name(), why }
+    };
+    CpuModel::ALL.map(report).into()
+}
+
+/// Without the name of the engine, which stands before it.
+fn reason(error: &engine::Error) -> String {
+    match error {
+        engine::Error::Unavailable { why, .. } => why.clone(),
+        engine::Error::Unsupported { what, .. } => what.clone(),
+        other => vmm::chain(other),
+    }
 }
 
 fn text(report: &Report) -> String {
@@ -98,6 +127,13 @@ fn text(report: &Report) -> String {
         let why = engine.why.as_deref().unwrap_or(engine.summary);
         let auto = if report.auto == Some(engine.name) { " (what --engine auto takes)" } else { "" };
         let _ = writeln!(text, "  {mark:<4} {:<5} {why}{auto}", engine.name);
+        let names: Vec<_> = engine.models.iter().filter(|m| m.why.is_none()).map(|m| m.name).collect();
+        if !names.is_empty() {
+            let _ = writeln!(text, "             --cpu {}", names.join(", "));
+        }
+        for why in engine.models.iter().filter_map(|model| model.why.as_ref()) {
+            let _ = writeln!(text, "             not {why}");
+        }
     }
     text.push_str("\nThis host\n");
     for check in &report.checks {
@@ -125,6 +161,7 @@ mod tests {
         assert_eq!(report.auto, Some(if kvm.works { "kvm" } else { "soft" }));
         let text = text(&report);
         assert!(text.contains("yes  soft"), "{text}");
+        assert!(text.contains("--cpu host, x86-64-v2"), "{text}");
         assert!(text.contains("what --engine auto takes"), "{text}");
     }
 
@@ -132,6 +169,7 @@ mod tests {
     fn programs_can_read_it() {
         let json = serde_json::to_value(report(&Host::new(Path::new("/")))).unwrap();
         assert_eq!(json["engines"][1]["name"], "soft");
+        assert_eq!(json["engines"][1]["models"][1]["name"], "x86-64-v2");
         assert!(json["checks"].as_array().unwrap().iter().all(|check| check["finding"].is_string()));
     }
 }

@@ -30,6 +30,7 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
     Ok(VmSpec {
         name: args.name.clone(),
         cpus: machine.cpus,
+        cpu_model: machine.cpu,
         memory: machine.memory.bytes(),
         disks: machine.disks.iter().map(Into::into).collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },

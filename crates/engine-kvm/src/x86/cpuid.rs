@@ -5,11 +5,12 @@
 //! interface (Linux' `Documentation/virt/kvm/x86/cpuid.rst`).
 
 use engine::Error;
+use engine::x86::{CpuModel, Feature, Identity, Vendor};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::xsave::Layout;
-use crate::failed;
+use crate::{NAME, failed};
 
 type Leaf = kvm_cpuid_entry2;
 
@@ -45,6 +46,7 @@ const EMPTY: &[u32] =
 
 /// The identification of a VM's CPUs.
 pub(crate) struct Cpuid {
+    model: CpuModel,
     supported: Vec<Leaf>,
     cpus: u32,
     xsave: Layout,
@@ -52,17 +54,46 @@ pub(crate) struct Cpuid {
 }
 
 impl Cpuid {
-    /// For a VM of `cpus` CPUs.
-    pub(crate) fn new(kvm: &Kvm, cpus: u32) -> Result<Cpuid, Error> {
+    /// For a VM of `cpus` CPUs of this model.
+    pub(crate) fn new(kvm: &Kvm, cpus: u32, model: CpuModel) -> Result<Cpuid, Error> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("asking KVM which CPU features it supports"))?;
-        Ok(Cpuid {
-            xsave: Layout::new(&supported),
+        let cpuid = Cpuid {
+            model,
+            xsave: Layout::new(&supported).cut_to(model),
             supported: supported.as_slice().to_vec(),
             cpus,
             deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
-        })
+        };
+        model.require(NAME, cpuid.physical_bits(), |feature| cpuid.has(feature))?;
+        Ok(cpuid)
+    }
+
+    fn register(&self, function: u32, register: usize) -> u32 {
+        let leaf = self.supported.iter().find(|leaf| (leaf.function, leaf.index) == (function, 0));
+        leaf.map_or(0, |leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx][register])
+    }
+
+    fn has(&self, feature: &Feature) -> bool {
+        let own = match (feature.leaf, feature.register) {
+            (1, 2) if self.deadline_timer => ECX_1_OWN | TSC_DEADLINE,
+            (1, 2) => ECX_1_OWN,
+            _ => 0,
+        };
+        (self.register(feature.leaf, feature.register) | own) >> feature.bit & 1 != 0
+    }
+
+    /// Width of guest-physical addresses.
+    fn physical_bits(&self) -> u32 {
+        match self.register(0x8000_0008, 0) & 0xff {
+            0 => 36,
+            bits => bits,
+        }
+    }
+
+    fn vendor(&self) -> Vendor {
+        if self.intel() { Vendor::Intel } else { Vendor::Amd }
     }
 
     /// Where extended state is.
@@ -72,11 +103,40 @@ impl Cpuid {
 
     /// Family, model and stepping.
     pub(crate) fn signature(&self) -> u32 {
-        self.supported.iter().find(|leaf| leaf.function == 1).map_or(0, |leaf| leaf.eax)
+        match self.model {
+            CpuModel::Host => self.register(1, 0),
+            model => model.signature(self.vendor()),
+        }
     }
 
     /// What vCPU `id` says; `tsc_khz` where the counter's frequency is known.
     pub(crate) fn of_vcpu(&self, id: u32, tsc_khz: Option<u32>) -> Result<CpuId, Error> {
+        let leaves = match self.model {
+            CpuModel::Host => self.of_host(id, tsc_khz),
+            model => self.of_model(model, id, tsc_khz),
+        };
+        CpuId::from_entries(&leaves)
+            .map_err(|_| Error::BadState(format!("{} CPUID leaves are too many", leaves.len())))
+    }
+
+    /// The model's table; KVM itself adds what follows the vCPU's state.
+    fn of_model(&self, model: CpuModel, id: u32, tsc_khz: Option<u32>) -> Vec<Leaf> {
+        let (vendor, tsc_khz) = (self.vendor(), tsc_khz.unwrap_or(0));
+        let leaves = model.leaves(&Identity { vendor, id, cpus: self.cpus, tsc_khz });
+        let leaf = |(function, index, [eax, ebx, ecx, edx]): (u32, Option<u32>, [u32; 4])| Leaf {
+            function,
+            index: index.unwrap_or(0),
+            flags: if index.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Leaf::default()
+        };
+        leaves.into_iter().map(leaf).collect()
+    }
+
+    fn of_host(&self, id: u32, tsc_khz: Option<u32>) -> Vec<Leaf> {
         let topology = [0xb, 0x1f];
         let kept = self.supported.iter().filter(|leaf| {
             !topology.contains(&leaf.function)
@@ -87,8 +147,7 @@ impl Cpuid {
         leaves.iter_mut().for_each(|leaf| self.adapt(leaf, id));
         leaves.extend(self.topology(id));
         leaves.extend(self.hypervisor(tsc_khz));
-        CpuId::from_entries(&leaves)
-            .map_err(|_| Error::BadState(format!("{} CPUID leaves are too many", leaves.len())))
+        leaves
     }
 
     fn adapt(&self, leaf: &mut Leaf, id: u32) {
@@ -216,7 +275,7 @@ mod tests {
             leaf(0x8000_0001, 0, [0, 0, u32::MAX, u32::MAX]),
         ];
         let xsave = Layout::new(&CpuId::from_entries(&supported).unwrap());
-        Cpuid { supported, cpus, xsave, deadline_timer: true }
+        Cpuid { model: CpuModel::Host, supported, cpus, xsave, deadline_timer: true }
     }
 
     fn ask(cpuid: &Cpuid, id: u32, function: u32, index: u32) -> Option<Leaf> {

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use engine::Error;
+use engine::x86::CpuModel;
 use engine::x86::bits::msr;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -37,14 +38,21 @@ const SAVED: &[(u32, u32)] = &[
 pub(super) const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
 const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
 
-/// Which of [`SAVED`] this host's KVM has; found out once a VM.
-#[derive(Default)]
-pub(crate) struct MsrTable(OnceLock<Vec<u32>>);
+/// Which of [`SAVED`] the VM's CPU model and this host's KVM have; found out once a VM.
+pub(crate) struct MsrTable {
+    model: CpuModel,
+    found: OnceLock<Vec<u32>>,
+}
 
 impl MsrTable {
+    pub(crate) fn new(model: CpuModel) -> MsrTable {
+        MsrTable { model, found: OnceLock::new() }
+    }
+
     fn indices(&self, fd: &VcpuFd) -> &[u32] {
         let all = SAVED.iter().flat_map(|&(first, last)| first..=last);
-        self.0.get_or_init(|| all.filter(|&index| read(fd, index).is_some()).collect())
+        let all = all.filter(|&index| self.model.carries(index));
+        self.found.get_or_init(|| all.filter(|&index| read(fd, index).is_some()).collect())
     }
 }
 

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // KVM_SET_XSAVE reads as much as the host's CPU has state
 
 use engine::Error;
-use engine::x86::XSAVE_AREA_SIZE;
+use engine::x86::{CpuModel, XSAVE_AREA_SIZE};
 use kvm_bindings::{CpuId, kvm_xcr, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 
@@ -55,6 +55,18 @@ impl Layout {
             (mask & 1 << c.bit != 0 && fits).then_some((e.ebx as usize, c.offset, c.size))
         };
         Layout { moves: COMPONENTS.iter().filter_map(here).collect(), mask }
+    }
+
+    /// Without the components that the model lacks.
+    pub(crate) fn cut_to(mut self, model: CpuModel) -> Layout {
+        if !model.is_host() {
+            let kept =
+                |offset| COMPONENTS.iter().any(|c| c.offset == offset && model.xcr0() & 1 << c.bit != 0);
+            self.moves.retain(|&(_, there, _)| kept(there));
+            // SSE has state without XSAVE too.
+            self.mask &= model.xcr0() | 3;
+        }
+        self
     }
 
     /// XCR0 bits that a guest may set here.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::x86::bits::{cr0, cr4, efer, msr};
-use engine::x86::{Activity, CpuState as X86State, DescriptorTable, Segment};
+use engine::x86::{Activity, CpuModel, CpuState as X86State, DescriptorTable, Segment};
 use engine::{CpuIo, CpuState, Engine, Exit, StopHandle, Vcpu, Vm, VmConfig};
 use engine_kvm::KvmEngine;
 use mem::{Bytes, GuestAddress, GuestRam};
@@ -161,6 +161,7 @@ impl CpuIo for Outside {
 
 /// A guest on an engine.
 pub struct Guest {
+    model: CpuModel,
     pub ram: GuestRam,
     pub vm: Arc<dyn Vm>,
     pub cpus: Vec<Box<dyn Vcpu>>,
@@ -179,7 +180,7 @@ pub fn kvm() -> Option<KvmEngine> {
 }
 
 /// Past the test harness, which shows nothing of tests that pass.
-fn skipped(why: &str) {
+pub fn skipped(why: &str) {
     let name = thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {why}");
 }
@@ -198,14 +199,19 @@ pub fn hardware() -> bool {
 impl Guest {
     /// `cpus` vCPUs and 2 MiB with `code` in it.
     pub fn new(engine: &dyn Engine, cpus: u32, code: &[u8]) -> Guest {
+        Guest::of_model(engine, cpus, CpuModel::Host, code)
+    }
+
+    /// The same, with vCPUs of a model.
+    pub fn of_model(engine: &dyn Engine, cpus: u32, cpu_model: CpuModel, code: &[u8]) -> Guest {
         let ram = GuestRam::new(&[0..SIZE]).unwrap();
         ram.write_slice(code, GuestAddress(CODE)).unwrap();
-        let vm = engine.create_vm(&VmConfig { cpus }, ram.clone()).unwrap();
+        let vm = engine.create_vm(&VmConfig { cpus, cpu_model }, ram.clone()).unwrap();
         let cpus: Vec<_> = (0..cpus).map(|id| vm.create_vcpu(id).unwrap()).collect();
         let io = Arc::new(Outside::default());
         *io.stop.lock().unwrap() = Some(cpus[0].stop_handle());
         *io.vm.lock().unwrap() = Some(vm.clone());
-        Guest { ram, vm, cpus, io }
+        Guest { model: cpu_model, ram, vm, cpus, io }
     }
 
     pub fn state(&self) -> X86State {
@@ -234,6 +240,13 @@ impl Guest {
     /// vCPU 0 at [`CODE`] in 64-bit mode, with the first 4 GiB mapped as they are.
     pub fn long_mode(engine: &dyn Engine, code: &[u8]) -> Guest {
         let mut guest = Guest::new(engine, 1, code);
+        guest.enter_long_mode();
+        guest
+    }
+
+    /// The same of a model.
+    pub fn long_mode_of(engine: &dyn Engine, model: CpuModel, code: &[u8]) -> Guest {
+        let mut guest = Guest::of_model(engine, 1, model, code);
         guest.enter_long_mode();
         guest
     }
@@ -306,7 +319,7 @@ impl Guest {
 
     /// This guest's CPU and memory on another engine, or in another VM of the same.
     pub fn move_to(&self, engine: &dyn Engine) -> Guest {
-        let mut there = Guest::new(engine, self.cpus.len() as u32, &[]);
+        let mut there = Guest::of_model(engine, self.cpus.len() as u32, self.model, &[]);
         there.ram.write_slice(&self.memory(), GuestAddress(0)).unwrap();
         for (from, to) in self.cpus.iter().zip(&mut there.cpus) {
             to.restore(&from.save().unwrap()).unwrap();

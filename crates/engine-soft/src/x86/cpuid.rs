@@ -4,7 +4,9 @@
 //! interface.
 
 use super::cpu::Cpu;
+use engine::Error;
 use engine::x86::bits::cr4;
+use engine::x86::{CpuModel, Feature, Identity, PHYSICAL_BITS, Vendor};
 
 /// EAX, EBX, ECX, EDX.
 pub type Leaf = [u32; 4];
@@ -82,6 +84,7 @@ const XCR0: u64 = 7;
 
 /// The identification of a VM's CPUs.
 pub struct Cpuid {
+    model: CpuModel,
     cpus: u32,
     signature: u32,
     physical_bits: u32,
@@ -115,26 +118,82 @@ fn hidden_apic(cpu: &Cpu) -> u32 {
     if cpu.lapic.enabled() { 0 } else { 1 << 9 }
 }
 
+/// Bytes of the XSAVE area for these components.
+fn area(components: u64) -> u32 {
+    if components & 4 != 0 { 576 + 256 } else { 576 }
+}
+
 fn host(leaf: u32, subleaf: u32) -> Leaf {
     let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
 impl Cpuid {
-    /// For a VM of `cpus` CPUs on this host.
-    pub fn new(cpus: u32) -> Cpuid {
+    /// For a VM of `cpus` CPUs of this model.
+    pub fn new(cpus: u32, model: CpuModel) -> Result<Cpuid, Error> {
+        let host = Cpuid::of_host(cpus);
+        let has =
+            |feature: &Feature| host.feature_bits(feature.leaf, feature.register) >> feature.bit & 1 != 0;
+        model.require("soft", PHYSICAL_BITS, has)?; // any width will do: it is the engine's own
+        if model.is_host() {
+            return Ok(host);
+        }
+        let bits = |leaf, register| {
+            let of = |f: &&Feature| (f.leaf, f.register) == (leaf, register);
+            model.features().filter(of).fold(0, |bits, f| bits | 1 << f.bit)
+        };
+        Ok(Cpuid {
+            model,
+            signature: model.signature(host.vendor()),
+            physical_bits: PHYSICAL_BITS,
+            cr4_mask: cr4_mask(bits(1, 2), bits(1, 3), bits(7, 1), bits(7, 2)),
+            ..host
+        })
+    }
+
+    /// What the host has and the engine can do.
+    fn of_host(cpus: u32) -> Cpuid {
         let physical_bits =
             if host(0x8000_0000, 0)[0] >= 0x8000_0008 { host(0x8000_0008, 0)[0] & 0xff } else { 36 };
         let (h1, h7) = (host(1, 0), host(7, 0));
         let seven = if host(0, 0)[0] >= 7 { h7 } else { [0; 4] };
         let (ebx_7, ecx_7) = (seven[1] & EBX_7 | EBX_7_OWN, seven[2] & ECX_7 | ECX_7_OWN);
         Cpuid {
+            model: CpuModel::Host,
             cr4_mask: cr4_mask(h1[2] & ECX_1, h1[3] & EDX_1, ebx_7, ecx_7),
             cpus,
             signature: host(1, 0)[0],
             physical_bits: physical_bits.clamp(36, 48),
             intel: host(0, 0)[1] == u32::from_le_bytes(*b"Genu"),
         }
+    }
+
+    /// One register of the leaves that list features, as the host's CPU and the engine together have it.
+    fn feature_bits(&self, leaf: u32, register: usize) -> u32 {
+        let there = match leaf {
+            7 => host(0, 0)[0] >= 7,
+            0x8000_0001 => host(0x8000_0000, 0)[0] >= leaf,
+            _ => true,
+        };
+        let host = if there { host(leaf, 0)[register] } else { 0 };
+        match (leaf, register) {
+            (1, 2) => host & ECX_1 | ECX_1_OWN,
+            (1, 3) => host & EDX_1,
+            (7, 1) => host & EBX_7 | EBX_7_OWN,
+            (7, 2) => host & ECX_7 | ECX_7_OWN,
+            (0x8000_0001, 2) => host & ECX_EXT,
+            (0x8000_0001, 3) => host & EDX_EXT | 1 << 11,
+            _ => 0,
+        }
+    }
+
+    /// What the CPUs say they are.
+    pub fn model(&self) -> CpuModel {
+        self.model
+    }
+
+    fn vendor(&self) -> Vendor {
+        if self.intel { Vendor::Intel } else { Vendor::Amd }
     }
 
     /// Family, model and stepping, as EDX shows them after a reset.
@@ -171,7 +230,8 @@ impl Cpuid {
     /// IA32_ARCH_CAPABILITIES, where it exists: immune to Meltdown, L1TF, MDS, TAA and their kin, for
     /// guest code never runs speculatively as the guest wrote it.
     pub fn arch_capabilities(&self) -> Option<u64> {
-        self.intel.then_some(1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15)
+        (self.intel && self.model.is_host())
+            .then_some(1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15)
     }
 
     /// Microcode revision that is shown.
@@ -185,7 +245,8 @@ impl Cpuid {
             return 1;
         }
         let supported = host(0xd, 0);
-        XCR0 & (u64::from(supported[0]) | u64::from(supported[3]) << 32)
+        let wanted = if self.model.is_host() { XCR0 } else { self.model.xcr0() };
+        wanted & (u64::from(supported[0]) | u64::from(supported[3]) << 32)
     }
 
     fn max_basic(&self) -> u32 {
@@ -194,11 +255,31 @@ impl Cpuid {
 
     /// Executes `CPUID` on a vCPU.
     pub fn query(&self, cpu: &Cpu, leaf: u32, subleaf: u32) -> Leaf {
+        if !self.model.is_host() {
+            return self.of_model(cpu, leaf, subleaf);
+        }
         match leaf {
             HYPERVISOR..=0x4000_00ff => self.hypervisor(cpu, leaf),
             0x8000_0000.. => self.extended(cpu, leaf),
             _ => self.basic(cpu, leaf.min(self.max_basic()), subleaf),
         }
+    }
+
+    /// The model's table, with what follows the vCPU's state.
+    fn of_model(&self, cpu: &Cpu, leaf: u32, subleaf: u32) -> Leaf {
+        let tsc_khz = (cpu.vm.clock.hz() / 1000) as u32;
+        let who = Identity { vendor: self.vendor(), id: cpu.id, cpus: self.cpus, tsc_khz };
+        let mut regs = self.model.leaf(&who, leaf, subleaf);
+        match (leaf, subleaf) {
+            (1, _) => {
+                regs[2] |= if cpu.cr4 & cr4::OSXSAVE != 0 { 1 << 27 } else { 0 };
+                regs[3] &= !hidden_apic(cpu);
+            }
+            (0xd, 0) if regs[1] != 0 => regs[1] = area(cpu.fpu.xcr0),
+            (0x8000_0001, _) => regs[3] &= !hidden_apic(cpu),
+            _ => {}
+        }
+        regs
     }
 
     fn basic(&self, cpu: &Cpu, leaf: u32, subleaf: u32) -> Leaf {
@@ -247,7 +328,6 @@ impl Cpuid {
     /// Leaf 0xD: sizes and offsets of the XSAVE area.
     fn xsave(&self, cpu: &Cpu, subleaf: u32) -> Leaf {
         let mask = self.xcr0_mask();
-        let area = |bits: u64| if bits & 4 != 0 { 576 + 256 } else { 576 };
         match subleaf {
             0 => [mask as u32, area(cpu.fpu.xcr0), area(mask), (mask >> 32) as u32],
             1 => [host(0xd, 1)[0] & 0b101, 0, 0, 0], // XSAVEOPT, XGETBV with ECX=1

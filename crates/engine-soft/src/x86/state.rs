@@ -52,7 +52,7 @@ impl Cpu {
             dr: self.dr,
             xcr0: self.fpu.xcr0,
             xsave: self.fpu.save(),
-            msrs: SAVED.iter().filter_map(|&index| Some((index, self.read_msr(index).ok()?))).collect(),
+            msrs: self.saved_msrs().filter_map(|index| Some((index, self.read_msr(index).ok()?))).collect(),
             tsc: self.tsc(),
             lapic: self.lapic.save(&self.vm),
             activity: self.activity,
@@ -62,6 +62,12 @@ impl Cpu {
             interrupt_shadow: self.interrupt_shadow,
             kvm_clock_ns: pvclock::uptime(self),
         })
+    }
+
+    /// The model-specific registers that travel.
+    fn saved_msrs(&self) -> impl Iterator<Item = u32> {
+        let model = self.vm.cpuid.model();
+        SAVED.iter().copied().filter(move |&index| model.carries(index))
     }
 
     /// Takes a state on.

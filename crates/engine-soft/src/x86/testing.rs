@@ -51,7 +51,7 @@ impl Guest {
     pub fn new(bits: u8, code: &[u8]) -> Guest {
         let ram = GuestRam::new(&[0..0x40_0000]).unwrap();
         ram.write_slice(code, GuestAddress(CODE)).unwrap();
-        let shared = Arc::new(Shared::new(&VmConfig { cpus: 1 }, ram).unwrap());
+        let shared = Arc::new(Shared::new(&VmConfig { cpus: 1, ..VmConfig::default() }, ram).unwrap());
         let mut cpu = Box::new(Cpu::new(0, shared));
         cpu.regs[reg::RSP as usize] = STACK;
         cpu.regs[RIP as usize] = CODE;

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use engine::x86::CpuModel;
 use engine::{CpuIo, CpuState, Vcpu};
 use fake::FakeEngine;
 use machine::{BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, NetSpec, PowerEvent, VmSpec};
@@ -56,6 +57,7 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
     VmSpec {
         name: "test".into(),
         cpus: 2,
+        cpu_model: CpuModel::Host,
         memory: 64 << 20,
         disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
@@ -362,7 +364,7 @@ fn everything_that_was_chosen_is_told() {
     let text = description.to_string();
     for part in [
         "engine fake",
-        "vCPUs     2",
+        "vCPUs     2 (model host)",
         "64 MiB",
         "multiboot 1",
         "console=ttyS0",

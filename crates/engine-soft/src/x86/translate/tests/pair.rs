@@ -39,7 +39,7 @@ impl Pair {
         let oracle = Guest::new(64, code);
         let ram = GuestRam::new(&[0..0x40_0000]).unwrap();
         ram.write_slice(code, GuestAddress(CODE)).unwrap();
-        let shared = Arc::new(Shared::new(&VmConfig { cpus: 1 }, ram).unwrap());
+        let shared = Arc::new(Shared::new(&VmConfig { cpus: 1, ..VmConfig::default() }, ram).unwrap());
         let mut cpu = CpuBox::new(Cpu::new(0, shared)).unwrap();
         cpu.segs = oracle.cpu.segs;
         (cpu.cr0, cpu.cr4, cpu.efer) = (oracle.cpu.cr0, oracle.cpu.cr4, oracle.cpu.efer);
