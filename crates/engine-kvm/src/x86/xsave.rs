@@ -90,6 +90,8 @@ impl Layout {
     }
 
     fn to_host(&self, saved: &[u8; XSAVE_AREA_SIZE]) -> Result<[u8; 4096], Error> {
+        let mut saved = *saved;
+        mark_initial(&mut saved);
         let in_use = u64::from_le_bytes(saved[XSTATE_BV].try_into().unwrap_or_default());
         if in_use & !self.mask != 0 {
             return Err(Error::BadState(format!(
@@ -189,6 +191,8 @@ mod tests {
     fn registers_that_the_host_lacks_are_refused() {
         let mut saved = [0; XSAVE_AREA_SIZE];
         saved[512] = 1 << 6;
+        amd().to_host(&saved).expect("registers of zeros are not in use");
+        saved[1152] = 1;
         let error = amd().to_host(&saved).unwrap_err().to_string();
         assert!(error.contains("XSTATE_BV 0x40"), "{error}");
     }
