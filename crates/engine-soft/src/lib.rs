@@ -5,6 +5,7 @@
 //! [`engine::CpuIo`], or a page fault precisely at that instruction ([`x86::event`]).
 
 mod clock;
+mod profile;
 mod ticker;
 mod vcpu;
 mod vm;
@@ -13,7 +14,7 @@ pub mod x86;
 use std::sync::Arc;
 
 use engine::x86::CpuModel;
-use engine::{Engine, Error, Vm, VmConfig};
+use engine::{Engine, Error, Options, Vm, VmConfig};
 use mem::GuestRam;
 
 use x86::cpuid::Cpuid;
@@ -33,35 +34,41 @@ pub enum Tier {
     Lockstep,
 }
 
+/// What people can choose.
+const OPTIONS: &str = "tier=interpreter|translator|lockstep";
+
 /// The software engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SoftEngine {
     tier: Tier,
+    statistics: bool,
 }
 
 impl SoftEngine {
-    /// The engine, if this host can run it. `OSPITE_TIER` (interpreter, translator, lockstep) chooses
-    /// another tier than the usual one.
+    /// The engine, if this host can run it.
     pub fn new() -> Result<SoftEngine, Error> {
-        let tier = match std::env::var("OSPITE_TIER").as_deref() {
-            Ok("interpreter") => Tier::Interpreter,
-            Ok("lockstep") => Tier::Lockstep,
-            Ok("translator") | Err(_) => Tier::Translator,
-            Ok(other) => {
-                let why = format!("OSPITE_TIER={other} (interpreter, translator or lockstep)");
-                return Err(Error::Unavailable { engine: "soft", why });
-            }
-        };
+        SoftEngine::with_options(&Options::default())
+    }
+
+    /// The same with options: `tier` is how guest code is run ([`Tier`]).
+    pub fn with_options(options: &Options) -> Result<SoftEngine, Error> {
+        let mut engine = SoftEngine { statistics: options.statistics, ..SoftEngine::default() };
+        for (name, value) in &options.values {
+            engine.tier = match (name.as_str(), value.as_str()) {
+                ("tier", "interpreter") => Tier::Interpreter,
+                ("tier", "translator") => Tier::Translator,
+                ("tier", "lockstep") => Tier::Lockstep,
+                _ => {
+                    let option = format!("{name}={value}");
+                    return Err(Error::Option { engine: "soft", option, known: OPTIONS });
+                }
+            };
+        }
         x86::fpu::stub::init().map_err(|source| Error::Host {
             what: "mapping executable memory (memfd_create, mmap)",
             source,
         })?;
-        Ok(SoftEngine { tier })
-    }
-
-    /// The engine with a tier of choice.
-    pub fn with_tier(tier: Tier) -> SoftEngine {
-        SoftEngine { tier }
+        Ok(engine)
     }
 }
 
@@ -75,6 +82,6 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self, config: &VmConfig, memory: GuestRam) -> Result<Arc<dyn Vm>, Error> {
-        Ok(Arc::new(SoftVm::new(config, memory, self.tier)?))
+        Ok(Arc::new(SoftVm::new(config, memory, self.tier, self.statistics)?))
     }
 }

@@ -3,10 +3,13 @@
 #![allow(unsafe_code)] // enters the translator
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use engine::{CpuIo, CpuState, Error, Exit, StopHandle};
+use engine::{CpuIo, CpuState, Error, Exit, Statistics, StopHandle};
 
 use crate::Tier;
+use crate::clock::Clock;
+use crate::profile::{Profile, TimedIo};
 use crate::vm::{Shared, attention};
 use crate::x86::block::Blocks;
 use crate::x86::cpu::Cpu;
@@ -19,15 +22,31 @@ pub struct SoftVcpu {
     cpu: CpuBox,
     blocks: Blocks,
     translator: Option<Box<Translator>>,
+    profile: Option<Arc<Profile>>,
 }
 
 impl SoftVcpu {
-    pub(crate) fn new(id: u32, shared: Arc<Shared>, tier: Tier) -> Result<SoftVcpu, Error> {
+    pub(crate) fn new(id: u32, shared: Arc<Shared>, tier: Tier, statistics: bool) -> Result<SoftVcpu, Error> {
+        let profile = statistics.then(Arc::<Profile>::default);
         let translator = match tier {
             Tier::Interpreter => None,
-            tier => Some(Box::new(Translator::new(tier == Tier::Lockstep)?)),
+            tier => Some(Box::new(Translator::new(tier == Tier::Lockstep, profile.clone())?)),
         };
-        Ok(SoftVcpu { cpu: CpuBox::new(Cpu::new(id, shared))?, blocks: Blocks::default(), translator })
+        let cpu = CpuBox::new(Cpu::new(id, shared))?;
+        Ok(SoftVcpu { cpu, blocks: Blocks::default(), translator, profile })
+    }
+
+    fn go(&mut self, io: &dyn CpuIo) -> Exit {
+        let blocks = &mut self.blocks;
+        let Some(translator) = &mut self.translator else {
+            return self.cpu.with_io(io, |cpu| run::run(cpu, blocks));
+        };
+        self.cpu.with_io(io, |cpu| {
+            run::run_by(cpu, |cpu| {
+                // SAFETY: the vCPU is in a box of that kind.
+                unsafe { translator.step(cpu, blocks) }
+            })
+        })
     }
 }
 
@@ -48,16 +67,11 @@ impl engine::Vcpu for SoftVcpu {
     }
 
     fn run(&mut self, io: &dyn CpuIo) -> Result<Exit, Error> {
-        let blocks = &mut self.blocks;
-        Ok(match &mut self.translator {
-            None => self.cpu.with_io(io, |cpu| run::run(cpu, blocks)),
-            Some(translator) => self.cpu.with_io(io, |cpu| {
-                run::run_by(cpu, |cpu| {
-                    // SAFETY: the vCPU is in a box of that kind.
-                    unsafe { translator.step(cpu, blocks) }
-                })
-            }),
-        })
+        let Some(profile) = self.profile.clone() else { return Ok(self.go(io)) };
+        let start = Clock::ticks();
+        let exit = self.go(&TimedIo { profile: &profile, io });
+        profile.run.fetch_add(Clock::ticks().wrapping_sub(start), Ordering::Relaxed);
+        Ok(exit)
     }
 
     fn stop_handle(&self) -> Arc<dyn StopHandle> {
@@ -83,5 +97,17 @@ impl engine::Vcpu for SoftVcpu {
             translator.clear(&mut self.cpu);
         }
         Ok(())
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        let profile = self.profile.as_ref()?;
+        let stats = self.translator.as_ref().map(|translator| &translator.stats);
+        let mut report = Statistics::default();
+        profile.report(&self.cpu.vm.clock, self.cpu.idle_ticks, stats, &mut report);
+        if let Some(stats) = stats {
+            stats.report(&mut report);
+        }
+        report.count("blocks_decoded", self.blocks.decoded);
+        Some(report)
     }
 }

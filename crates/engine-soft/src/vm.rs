@@ -242,16 +242,22 @@ impl Shared {
 pub struct SoftVm {
     shared: Arc<Shared>,
     tier: Tier,
+    statistics: bool,
     created: Mutex<Vec<bool>>,
 }
 
 impl SoftVm {
-    pub(crate) fn new(config: &VmConfig, ram: GuestRam, tier: Tier) -> Result<SoftVm, Error> {
+    pub(crate) fn new(
+        config: &VmConfig,
+        ram: GuestRam,
+        tier: Tier,
+        statistics: bool,
+    ) -> Result<SoftVm, Error> {
         let shared = Arc::new(Shared::new(config, ram)?);
         if tier != Tier::Interpreter {
             crate::ticker::start(&shared);
         }
-        Ok(SoftVm { shared, tier, created: Mutex::new(vec![false; config.cpus as usize]) })
+        Ok(SoftVm { shared, tier, statistics, created: Mutex::new(vec![false; config.cpus as usize]) })
     }
 }
 
@@ -265,7 +271,7 @@ impl engine::Vm for SoftVm {
                 return Err(Error::Unsupported { engine: "soft", what });
             }
         }
-        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone(), self.tier)?))
+        Ok(Box::new(crate::vcpu::SoftVcpu::new(id, self.shared.clone(), self.tier, self.statistics)?))
     }
 
     fn send_msi(&self, msi: Msi) {

@@ -10,7 +10,11 @@
 //! device that sends messages and learns of their end through [`CpuIo::end_of_interrupt`]
 //! (what KVM calls a split irqchip).
 
+mod options;
+mod statistics;
 mod traits;
 pub mod x86;
 
+pub use options::Options;
+pub use statistics::{Count, Hits, Statistics, Table, Time};
 pub use traits::{CpuIo, CpuState, Engine, Error, Exit, Msi, StopHandle, Vcpu, Vm, VmConfig};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mem::GuestRam;
 use serde::{Deserialize, Serialize};
 
-use crate::x86;
+use crate::{Statistics, x86};
 
 /// Why an engine refused.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,16 @@ pub enum Error {
         engine: &'static str,
         /// What was asked for.
         what: String,
+    },
+    /// An option that the engine does not know, or a value that it does not take.
+    #[error("the {engine} engine has no option `{option}`; known are: {known}")]
+    Option {
+        /// Name of the engine.
+        engine: &'static str,
+        /// The option as it was given.
+        option: String,
+        /// The options that there are, with their values.
+        known: &'static str,
     },
     /// A saved CPU state that this engine cannot take on.
     #[error("saved CPU state: {0}")]
@@ -147,6 +157,12 @@ pub trait Vcpu: Send {
 
     /// Back to the power-on state.
     fn reset(&mut self) -> Result<(), Error>;
+
+    /// What the engine did for this vCPU so far; `None` if it was not asked to keep statistics, or keeps
+    /// none.
+    fn statistics(&self) -> Option<Statistics> {
+        None
+    }
 }
 
 /// Stops a running vCPU.

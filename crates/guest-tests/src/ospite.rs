@@ -18,7 +18,6 @@ use crate::session::Session;
 pub struct Ospite {
     args: Vec<OsString>,
     append: Vec<String>,
-    tier: Option<&'static str>,
     uid: Option<u32>,
     echo: bool,
 }
@@ -44,9 +43,8 @@ impl Ospite {
     }
 
     /// Runs the guest on another tier of the software engine: `interpreter` or `lockstep`.
-    pub fn tier(mut self, name: &'static str) -> Ospite {
-        self.tier = Some(name);
-        self.option("--engine", "soft")
+    pub fn tier(self, name: &str) -> Ospite {
+        self.option("--engine", format!("soft,tier={name}"))
     }
 
     /// Adds an argument.
@@ -115,9 +113,6 @@ impl Ospite {
     fn program(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.args(self.args());
-        if let Some(tier) = self.tier {
-            command.env("OSPITE_TIER", tier);
-        }
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);
         }

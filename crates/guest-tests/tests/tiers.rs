@@ -44,3 +44,20 @@ fn the_translator_agrees_with_the_interpreter_over_a_debian_boot() {
     assert_eq!(shell.run("echo $((6 * 7))").trim(), "42");
     assert!(agreed(&shell.leave("poweroff").end(300)) > 500_000);
 }
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn statistics_tell_where_the_time_went() {
+    let run = |words: &[&str]| {
+        let ospite = Ospite::run().tier("translator").kernel(&cloud_kernel()).memory("512M").arg("--stats");
+        words.iter().fold(ospite, |ospite, word| ospite.arg(word)).start().end(120)
+    };
+    let text = run(&[]).messages;
+    for part in ["translated code", "tlb misses", "fallbacks to the interpreter", "hit in", "devices"] {
+        assert!(text.contains(part), "no {part} in: {text}");
+    }
+    let json = run(&["--output", "json"]).messages;
+    for part in ["\"translated_code\"", "\"seconds\":", "\"lookups\":", "out to port 0x3f8"] {
+        assert!(json.contains(part), "no {part} in: {json}");
+    }
+}

@@ -7,9 +7,11 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use engine::x86::CpuModel;
 
+mod choice;
 mod disk;
 mod escape;
 
+use choice::EngineParser;
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
 
@@ -123,8 +125,10 @@ fn cpu_models() -> impl TypedValueParser<Value = CpuModel> {
 #[derive(Args, Debug)]
 pub struct MachineArgs {
     /// What executes the guest's code: auto takes the best that works here, soft is a CPU in software
-    /// (every host), kvm is the host's hardware virtualization
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = ["auto", "soft", "kvm"])]
+    /// (every host), kvm is the host's hardware virtualization. `soft,tier=interpreter|translator|lockstep`
+    /// chooses how the former works: one instruction after another, translated (what it does by itself), or
+    /// both, compared
+    #[arg(long, value_name = "NAME[,tier=TIER]", default_value = "auto", value_parser = EngineParser)]
     pub engine: String,
 
     /// Number of virtual CPUs
@@ -202,7 +206,12 @@ pub struct RunArgs {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// How --dry-run prints.
+    /// Tell at the end, on standard error, where the time went: translated code, translating, TLB misses,
+    /// interpreter, devices; and what happened how often. It slows the guest down a little
+    #[arg(long)]
+    pub stats: bool,
+
+    /// How --dry-run and --stats print.
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -268,6 +277,7 @@ mod tests {
             "-d a.img,wat",
             "--engine warp",
             "--cpu 486",
+            "--engine auto,tier=lockstep",
             "--initrd i",
             "--output yaml",
         ] {

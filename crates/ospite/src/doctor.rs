@@ -96,7 +96,7 @@ fn report(host: &Host) -> Report {
 }
 
 fn try_engine(info: &engines::Info) -> EngineReport {
-    let (why, models) = match info.make() {
+    let (why, models) = match info.make(&engine::Options::default()) {
         Ok(engine) => (None, models(&*engine)),
         Err(error) => (Some(reason(&error)), Vec::new()),
     };

@@ -33,12 +33,17 @@ pub struct OutputArgs {
 impl OutputArgs {
     /// Prints `value` as JSON, or `text` of it.
     pub fn print<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<(), Failure> {
-        let json = self.json || self.output == Format::Json;
-        let mut answer = if json { to_json(value)? } else { text(value) };
+        let mut answer = self.render(value, text)?;
         if !answer.ends_with('\n') {
             answer.push('\n');
         }
         print(answer.as_bytes())
+    }
+
+    /// `value` as JSON, or `text` of it.
+    pub fn render<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<String, Failure> {
+        let json = self.json || self.output == Format::Json;
+        if json { to_json(value) } else { Ok(text(value)) }
     }
 }
 

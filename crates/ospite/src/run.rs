@@ -3,9 +3,10 @@
 use std::io;
 use std::time::Duration;
 
-use engine::Engine;
+use engine::{Engine, Statistics};
 use machine::{BootSpec, HostIo, VmSpec};
 use serde::Serialize;
+use vmm::engines::Choice;
 use vmm::{End, Options, Request, Vm, engines};
 
 use crate::agent_socket::AgentSocket;
@@ -15,12 +16,15 @@ use crate::console::{Console, Keyboard};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
+use crate::output::OutputArgs;
 use crate::{network, panics, signals};
 
 /// Runs the VM, or prints what it would be.
 pub fn run(args: &RunArgs) -> Result<Code, Failure> {
     let spec = spec(args)?;
-    let engine = engines::pick(&args.machine.engine).map_err(engine_failure)?;
+    let mut choice: Choice = args.machine.engine.parse().map_err(engine_failure)?;
+    choice.options.statistics = args.stats;
+    let engine = choice.make().map_err(engine_failure)?;
     if args.dry_run { dry_run(args, &spec, &*engine) } else { live(args, &spec, &*engine) }
 }
 
@@ -57,6 +61,10 @@ fn no_kernel(machine: &MachineArgs) -> Failure {
 }
 
 fn engine_failure(error: engines::Error) -> Failure {
+    use engines::Error::{BadOption, Unknown, Unusable};
+    if let BadOption(_) | Unknown(_) | Unusable(engine::Error::Option { .. }) = error {
+        return Failure::from_error(Code::Usage, &error).hint("ospite run --help tells what there is");
+    }
     Failure::from_error(Code::Engine, &error).hint("ospite doctor says which engines work here, and why")
 }
 
@@ -84,6 +92,9 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let end = vm.wait();
     output.drain();
     drop(console);
+    if args.stats {
+        tell_statistics(vm.statistics(), args.output)?;
+    }
     if panics::happened() {
         say("the VM was ended by a defect in ospite; please report the message above");
         return Ok(Code::Internal);
@@ -92,6 +103,15 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
         killer.die_of_it();
     }
     Ok(tell(&end))
+}
+
+/// On standard error: standard output is the guest's.
+fn tell_statistics(statistics: Option<Statistics>, output: OutputArgs) -> Result<(), Failure> {
+    match statistics {
+        Some(statistics) => eprintln!("{}", output.render(&statistics, Statistics::to_string)?.trim_end()),
+        None => say("this engine keeps no statistics; the one in software does: --engine soft"),
+    }
+    Ok(())
 }
 
 /// All consoles print on standard output.

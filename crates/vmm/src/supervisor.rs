@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use engine::{CpuState, Exit, Vcpu};
+use engine::{CpuState, Exit, Statistics, Vcpu};
 use machine::PowerEvent;
 
 use crate::board::Board;
@@ -199,6 +199,15 @@ impl<B: Board> Supervisor<B> {
             self.resume();
         }
         None
+    }
+
+    /// What the engine did for the vCPUs that are parked, if it keeps statistics.
+    pub fn statistics(&self) -> Option<Statistics> {
+        let parked = self.slots.iter().filter_map(|slot| slot.parked.as_deref());
+        parked.filter_map(Vcpu::statistics).reduce(|mut sum, vcpu| {
+            sum.add(vcpu);
+            sum
+        })
     }
 
     fn stuck(&self) -> String {

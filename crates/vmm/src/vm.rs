@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use engine::Engine;
+use engine::{Engine, Statistics};
 use machine::{ConsoleInput, ConsolePorts, Description, HostIo, Machine, SerialInput, VmSpec};
 use serde::{Deserialize, Serialize};
 
@@ -101,17 +101,17 @@ pub struct Gone;
 
 #[derive(Default)]
 struct Ending {
-    end: Mutex<Option<End>>,
+    end: Mutex<Option<(End, Option<Statistics>)>>,
     told: Condvar,
 }
 
 impl Ending {
-    fn lock(&self) -> MutexGuard<'_, Option<End>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(End, Option<Statistics>)>> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, end: End) {
-        self.lock().get_or_insert(end);
+    fn set(&self, end: End, statistics: Option<Statistics>) {
+        self.lock().get_or_insert((end, statistics));
         self.told.notify_all();
     }
 }
@@ -176,6 +176,11 @@ impl Vm {
     pub fn wait(&self) -> End {
         wait(&self.ending)
     }
+
+    /// What the engine did for all vCPUs, once the VM has ended, if it was asked to keep statistics.
+    pub fn statistics(&self) -> Option<Statistics> {
+        self.ending.lock().as_ref()?.1.clone()
+    }
 }
 
 impl Drop for Vm {
@@ -187,7 +192,7 @@ impl Drop for Vm {
 fn wait(ending: &Ending) -> End {
     let mut end = ending.lock();
     loop {
-        if let Some(end) = &*end {
+        if let Some((end, _)) = &*end {
             return end.clone();
         }
         end = ending.told.wait(end).unwrap_or_else(PoisonError::into_inner);
@@ -209,7 +214,7 @@ fn launch(mut board: impl Board, options: Options) -> Result<(Control, Arc<Endin
 /// Ends are announced even if the supervisor itself fails: nobody may wait for ever.
 fn supervise<B: Board>(mut supervisor: Supervisor<B>, ending: &Ending) {
     let end = catch_unwind(AssertUnwindSafe(|| supervisor.run()));
-    ending.set(end.unwrap_or_else(|panic| End::Failed(panic_text(&*panic))));
+    ending.set(end.unwrap_or_else(|panic| End::Failed(panic_text(&*panic))), supervisor.statistics());
 }
 
 fn forward_events(events: Receiver<machine::PowerEvent>, inbox: Sender<Message>) -> Result<(), Error> {

@@ -73,6 +73,8 @@ pub struct Cpu {
     /// Interrupts wait for one instruction more (`STI`, `MOV SS`). Set by a handler, cleared by the
     /// dispatcher after the instruction that follows.
     pub interrupt_shadow: bool,
+    /// Ticks of the host's counter that were spent halted.
+    pub idle_ticks: u64,
     /// The dispatcher leaves the current block after this instruction: something it relies on changed
     /// (a written code page, an interrupt that is due).
     pub leave_block: bool,
@@ -186,6 +188,7 @@ impl Cpu {
             activity: Activity::Running,
             nmi_blocked: false,
             interrupt_shadow: false,
+            idle_ticks: 0,
             leave_block: false,
             debug_shadow: false,
             debug_trap: 0,

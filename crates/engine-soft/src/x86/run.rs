@@ -353,7 +353,9 @@ fn sleep(cpu: &mut Cpu) {
         let ticks = deadline.saturating_sub(crate::clock::Clock::ticks());
         std::time::Duration::from_nanos(vm.clock.nanos_in(ticks))
     });
+    let start = crate::clock::Clock::ticks();
     vm.vcpus[cpu.id as usize].sleep(wakes, limit);
+    cpu.idle_ticks += crate::clock::Clock::ticks().wrapping_sub(start);
     cpu.check_timer();
     renew_translations(cpu);
 }

@@ -80,9 +80,6 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
         _ => return LEAVE,
     };
     translator.stats.handlers += 1;
-    if translator.profile {
-        translator.count_handler(cpu, &op);
-    }
     let mode = mode_bits(cpu);
     let next = run_op(cpu, translator, &op);
     Translator::publish_deadline(cpu);
@@ -91,6 +88,32 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
         return next;
     }
     if translator.exception.is_some() { LEAVE } else { translator.go_on(cpu) }
+}
+
+/// [`miss`], for statistics.
+///
+/// # Safety
+/// As for [`miss`].
+pub unsafe extern "sysv64" fn timed_miss(cpu: *mut Cpu, site: u64) -> u64 {
+    // SAFETY: as for this function; nothing of both is used while the other one runs.
+    let profile = unsafe { both(cpu) }.1.profile.clone();
+    // SAFETY: as for this function.
+    profile.map_or(LEAVE, |profile| profile.measure(&profile.misses, || unsafe { miss(cpu, site) }))
+}
+
+/// [`run`], for statistics.
+///
+/// # Safety
+/// As for [`run`].
+pub unsafe extern "sysv64" fn timed_run(cpu: *mut Cpu, site: u64) -> u64 {
+    // SAFETY: as for `timed_miss`.
+    let (state, translator) = unsafe { both(cpu) };
+    let Some(profile) = translator.profile.clone() else { return LEAVE };
+    if let Some(Site::Op(op)) = translator.site(site) {
+        translator.count_handler(state, &op);
+    }
+    // SAFETY: as for this function.
+    profile.measure(&profile.handlers, || unsafe { run(cpu, site) })
 }
 
 /// Runs an instruction across pages, and goes on in the next page if that is translated.

@@ -1,8 +1,6 @@
 //! Counts for whoever tunes the translator.
 
-use std::collections::HashMap;
-
-use iced_x86::Mnemonic;
+use engine::Statistics;
 
 /// What happened so far. Times are in ticks of the host's counter.
 #[derive(Clone, Debug, Default)]
@@ -41,44 +39,30 @@ pub struct Stats {
     pub voided: u64,
     /// Times that the code cache was full.
     pub flushes: u64,
-    /// Targets that were not in the jump cache, by address; only counted if asked for.
-    pub missed: HashMap<u64, u64>,
-    /// Handlers run, by instruction; only counted if asked for.
-    pub by_mnemonic: HashMap<Mnemonic, u64>,
 }
 
-impl std::fmt::Display for Stats {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts = [
-            ("units translated", self.units),
-            ("guest instructions translated", self.instructions),
-            ("host code bytes", self.code_bytes),
-            ("ticks translating", self.translation_ticks),
-            ("entries into translated code", self.entries),
-            ("jump-cache misses", self.jump_misses),
-            ("jumps linked", self.links),
-            ("TLB refills", self.refills),
-            ("TLB misses", self.misses),
-            ("instructions run by handlers", self.handlers),
-            ("blocks interpreted", self.interpreted),
-            ("instructions across pages", self.straddles),
-            ("exits for attention", self.attentions),
-            ("pages of code voided", self.voided),
-            ("code cache flushes", self.flushes),
-        ];
-        for (name, count) in counts {
-            writeln!(f, "{count:>14} {name}")?;
+impl Stats {
+    /// Adds them to an engine's statistics.
+    pub fn report(&self, into: &mut Statistics) {
+        into.hit_rate("tlb_behind_the_fast_one", self.refills, self.refills + self.misses);
+        into.hit_rate("translated_units", self.entries.saturating_sub(self.units), self.entries);
+        for (name, count) in [
+            ("units_translated", self.units),
+            ("guest_instructions_translated", self.instructions),
+            ("host_code_bytes", self.code_bytes),
+            ("entries_into_translated_code", self.entries),
+            ("jump_cache_misses", self.jump_misses),
+            ("jumps_linked", self.links),
+            ("instructions_run_by_handlers", self.handlers),
+            ("blocks_interpreted", self.interpreted),
+            ("instructions_across_pages", self.straddles),
+            ("exits_for_attention", self.attentions),
+            ("pages_of_code_voided", self.voided),
+            ("code_cache_flushes", self.flushes),
+            ("units_compared_in_lockstep", self.compared),
+            ("units_that_differed", self.mismatches),
+        ] {
+            into.count(name, count);
         }
-        let mut handlers: Vec<_> = self.by_mnemonic.iter().collect();
-        handlers.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        for (mnemonic, count) in handlers.into_iter().take(30) {
-            writeln!(f, "{count:>14} {mnemonic:?}")?;
-        }
-        let mut missed: Vec<_> = self.missed.iter().collect();
-        missed.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        for (target, count) in missed.into_iter().take(10) {
-            writeln!(f, "{count:>14} {target:#x}")?;
-        }
-        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // enters translated code, reads code bytes out of guest memory
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::Error;
@@ -28,6 +29,7 @@ use super::site::{Entry, FarSite, OpSite, Site};
 use super::stats::Stats;
 use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
 use crate::clock::Clock;
+use crate::profile::Profile;
 use crate::vm::attention;
 
 /// Attention that waits for RFLAGS.IF.
@@ -127,8 +129,8 @@ pub struct Translator {
     /// Raised by a handler that translated code called.
     pub(super) exception: Option<Exception>,
     factory: InstructionInfoFactory,
-    /// Counts handlers by instruction.
-    pub profile: bool,
+    /// Keeps the time, for statistics.
+    pub profile: Option<Arc<Profile>>,
     /// What happened.
     pub stats: Stats,
     /// Units end in front of what has effects outside of registers and memory, and flags are complete at
@@ -138,10 +140,13 @@ pub struct Translator {
 
 impl Translator {
     /// A translator with an empty code cache.
-    pub fn new(lockstep: bool) -> Result<Translator, Error> {
+    pub fn new(lockstep: bool, profile: Option<Arc<Profile>>) -> Result<Translator, Error> {
         let mut cache = CodeCache::new()?;
         let avx = std::arch::is_x86_feature_detected!("avx");
-        let stubs = Stubs::install(&mut cache, helpers::miss, helpers::run, avx)?;
+        let stubs = match profile {
+            None => Stubs::install(&mut cache, helpers::miss, helpers::run, avx)?,
+            Some(_) => Stubs::install(&mut cache, helpers::timed_miss, helpers::timed_run, avx)?,
+        };
         Ok(Translator {
             cache,
             stubs,
@@ -159,7 +164,7 @@ impl Translator {
             interpret: false,
             exception: None,
             factory: InstructionInfoFactory::new(),
-            profile: std::env::var_os("OSPITE_PROFILE").is_some(),
+            profile,
             stats: Stats::default(),
             lockstep,
         })
@@ -176,7 +181,9 @@ impl Translator {
         let len = usize::from(site.op.len);
         if cpu.read_linear(cpu.view(), linear, &mut bytes[..len]).is_ok() {
             let ins = Decoder::new(cpu.mode.code_bits.into(), &bytes[..len], DecoderOptions::NONE).decode();
-            *self.stats.by_mnemonic.entry(ins.mnemonic()).or_default() += 1;
+            if let Some(profile) = &self.profile {
+                profile.fallback(ins.mnemonic());
+            }
         }
     }
 
@@ -200,8 +207,7 @@ impl Translator {
     /// `cpu` is in a [`CpuBox`](super::frame::CpuBox).
     pub unsafe fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
         if std::mem::take(&mut self.interpret) || !translatable(cpu) {
-            self.stats.interpreted += 1;
-            return step_block(cpu, blocks);
+            return self.interpret(cpu, blocks);
         }
         let rip = cpu.regs[RIP as usize];
         if !super::super::access::canonical(rip) {
@@ -211,8 +217,7 @@ impl Translator {
         self.void_changed(cpu);
         let mode = mode_bits(cpu);
         let Some(unit) = self.find(cpu, gpa, mode) else {
-            self.stats.interpreted += 1;
-            return step_block(cpu, blocks);
+            return self.interpret(cpu, blocks);
         };
         let key = Key::new(gpa, mode);
         let context = self.prepare(cpu, rip, mode, unit, self.trusted(key));
@@ -229,6 +234,14 @@ impl Translator {
         }
         // SAFETY: the caller's promise.
         unsafe { self.enter(cpu, unit) }
+    }
+
+    fn interpret(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
+        self.stats.interpreted += 1;
+        match &self.profile {
+            None => step_block(cpu, blocks),
+            Some(profile) => profile.measure(&profile.blocks, || step_block(cpu, blocks)),
+        }
     }
 
     /// Whether a unit runs on the translator alone.
@@ -278,7 +291,12 @@ impl Translator {
         // SAFETY: the caller's promise; the unit was found just now. Neither `self` nor the vCPU is used
         // but through these pointers until it returns.
         unsafe {
-            (*translator).stubs.enter(cpu, unit.indirect);
+            match (*translator).profile.clone() {
+                None => (*translator).stubs.enter(cpu, unit.indirect),
+                Some(profile) => {
+                    profile.measure(&profile.translated, || (*translator).stubs.enter(cpu, unit.indirect));
+                }
+            }
             (*translator).left(&mut *cpu)
         }
     }
@@ -293,8 +311,8 @@ impl Translator {
             Some(Site::Indirect) | None => {
                 self.stats.jump_misses += 1;
                 cpu.regs[RIP as usize] = cpu.frame.scratch[0];
-                if self.profile {
-                    *self.stats.missed.entry(cpu.frame.scratch[0]).or_default() += 1;
+                if let Some(profile) = &self.profile {
+                    profile.jump_miss(cpu.frame.scratch[0]);
                 }
             }
             // The handler did it.
@@ -624,9 +642,6 @@ impl Drop for Translator {
     fn drop(&mut self) {
         if self.lockstep {
             eprintln!("lockstep: {} units compared, {} differ", self.stats.compared, self.stats.mismatches);
-        }
-        if self.profile {
-            eprintln!("{}", self.stats);
         }
     }
 }

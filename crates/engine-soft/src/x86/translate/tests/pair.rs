@@ -50,14 +50,14 @@ impl Pair {
             oracle,
             blocks: Blocks::default(),
             cpu,
-            translator: Translator::new(false).unwrap(),
+            translator: Translator::new(false, None).unwrap(),
             other_blocks: Blocks::default(),
         }
     }
 
     /// Has the translator run in lockstep with an interpreter of its own.
     pub fn lockstep(&mut self) {
-        self.translator = Translator::new(true).unwrap();
+        self.translator = Translator::new(true, None).unwrap();
     }
 
     /// Sets a register of both.
