@@ -290,6 +290,7 @@ impl Builder<'_> {
             Class::Swapgs => self.swap_gs(),
             Class::Divide => self.divide(insn),
             Class::Lea => self.lea(insn),
+            Class::String => self.string(insn),
             Class::OpcodeReg => self.opcode_reg(insn),
             Class::Push => self.push(insn),
             Class::Pop => self.pop(insn),

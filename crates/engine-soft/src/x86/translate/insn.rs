@@ -40,6 +40,8 @@ pub enum Class {
     Swapgs,
     /// `lea`
     Lea,
+    /// `stos` and `movs`
+    String,
     /// `mov reg, imm` and `bswap`, `xchg rax, reg`: the register is in the opcode.
     OpcodeReg,
     /// Stack.
@@ -317,6 +319,9 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
     }
     if insn.op.has(flag::ENDS_BLOCK) {
         return Class::Handler;
+    }
+    if let Some(class) = super::strings::classify(insn) {
+        return class;
     }
     use Mnemonic::*;
     match mnemonic {

@@ -2,9 +2,9 @@
 //!
 //! The way of an instruction: [`translator`] looks for the unit at RIP and has it made if there is none.
 //! [`insn`] decodes and classifies, [`build`] walks the instructions and emits host code: [`plain`],
-//! [`branch`], [`memory`] and [`vector`] know the kinds of instructions, [`raw`] takes instructions apart
-//! and puts them together with other registers, [`asm`] is the assembler, [`regs`] says which register is
-//! where. The code goes to the [`cache`]; [`stubs`] is the code around it. What translated code cannot do
+//! [`branch`], [`memory`], [`strings`] and [`vector`] know the kinds of instructions, [`raw`] takes
+//! instructions apart and puts them together with other registers, [`asm`] is the assembler, [`regs`] says
+//! which register is where. The code goes to the [`cache`]; [`stubs`] is the code around it. What translated code cannot do
 //! itself it hands to [`helpers`] at a [`site`]: misses of the TLB, and instructions that only the
 //! interpreter knows. While it runs, the stack pointer is at the [`frame`].
 //!
@@ -39,6 +39,7 @@ pub mod raw;
 pub mod regs;
 pub mod site;
 pub mod stats;
+pub mod strings;
 pub mod stubs;
 pub mod supervisor;
 pub mod translator;

@@ -1,5 +1,5 @@
 //! The translator against the interpreter.
 
-mod pair;
+pub mod pair;
 mod random;
 mod stories;

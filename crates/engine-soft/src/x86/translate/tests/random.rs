@@ -190,11 +190,31 @@ fn branch(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// `stos` or `movs` between two places, sometimes downwards.
+fn string(random: &mut Random) -> Vec<u8> {
+    let down = random.below(6) == 0;
+    let mut bytes = Vec::new();
+    for opcode in [0xbe, 0xbf] {
+        // mov esi/edi, address
+        bytes.push(opcode);
+        bytes.extend((DATA as u32 + random.below(0x4000) as u32).to_le_bytes());
+    }
+    bytes.push(0xb9); // mov ecx, count
+    bytes.extend((random.below(300) as u32).to_le_bytes());
+    bytes.extend(down.then_some(0xfd));
+    bytes.extend((random.below(3) != 0).then_some(0xf3));
+    bytes.extend(random.pick(&[&[][..], &[0x66], &[0x48]]));
+    bytes.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab]));
+    bytes.extend(down.then_some(0xfc));
+    bytes
+}
+
 fn code(random: &mut Random) -> Vec<u8> {
     let mut code = Vec::new();
     for _ in 0..random.below(24) + 1 {
-        code.extend(match random.below(8) {
+        code.extend(match random.below(9) {
             0 | 1 => pointer(random),
+            8 => string(random),
             2 => branch(random),
             _ => instruction(random),
         });

@@ -1,0 +1,167 @@
+//! `STOS` and `MOVS` in 64-bit code: upwards and within one page natively, else by their handlers.
+
+use iced_x86::{Code, Instruction, OpKind};
+
+use super::asm::{Alu, Fixup, Mem, cc, host};
+use super::build::{Builder, Cold, slot};
+use super::frame::at;
+use super::insn::{Class, Insn};
+use super::memory::Checked;
+use super::regs::{A, B};
+
+const PAGE: i32 = 4096;
+/// `RFLAGS.DF` in the second byte.
+const DF: u8 = 4;
+
+/// Log2 of the element's size, and whether it is copied rather than filled in.
+fn shape(ins: &Instruction) -> Option<(u8, bool)> {
+    Some(match ins.code() {
+        Code::Stosb_m8_AL => (0, false),
+        Code::Stosw_m16_AX => (1, false),
+        Code::Stosd_m32_EAX => (2, false),
+        Code::Stosq_m64_RAX => (3, false),
+        Code::Movsb_m8_m8 => (0, true),
+        Code::Movsw_m16_m16 => (1, true),
+        Code::Movsd_m32_m32 => (2, true),
+        Code::Movsq_m64_m64 => (3, true),
+        _ => return None,
+    })
+}
+
+fn repeats(ins: &Instruction) -> bool {
+    ins.has_rep_prefix() || ins.has_repne_prefix()
+}
+
+/// The class of a string instruction whose addresses are RDI's and RSI's own.
+pub fn classify(insn: &Insn) -> Option<Class> {
+    let ins = &insn.ins;
+    let (_, copies) = shape(ins)?;
+    let flat = insn.op.mem.seg < 4 || !copies;
+    let wide = ins.op0_kind() == OpKind::MemoryESRDI;
+    Some(if flat && wide { Class::String } else { Class::Handler })
+}
+
+impl Builder<'_> {
+    /// Moves the index registers from guest addresses to the host's and back around the instruction.
+    pub fn string(&mut self, insn: &Insn) {
+        let Some((size, copies)) = shape(&insn.ins) else { return };
+        self.disturb(insn.live_before());
+        let mut rare = Vec::with_capacity(4);
+        self.asm.op_mem(false, &[0xf6], 0, &slot(at::RFLAGS + 1)); // test byte
+        self.asm.raw(&[DF]);
+        rare.push(self.asm.jcc_forward(cc::NZ));
+        if repeats(&insn.ins) {
+            self.asm.alu_imm(true, Alu::Cmp, host::RCX, PAGE);
+            rare.push(self.asm.jcc_forward(cc::A));
+        }
+        let source = copies.then(|| {
+            let checked = self.distance(insn, host::RSI, size, false, &mut rare);
+            self.asm.store(slot(at::TEMP), B);
+            checked
+        });
+        let target = self.distance(insn, host::RDI, size, true, &mut rare);
+        if copies {
+            self.asm.load(A, slot(at::TEMP));
+            self.asm.alu(Alu::Add, host::RSI, A);
+        }
+        self.asm.alu(Alu::Add, host::RDI, B);
+        self.native(&insn.ins, size, copies);
+        if copies {
+            self.asm.alu(Alu::Sub, host::RSI, A);
+        }
+        self.asm.alu(Alu::Sub, host::RDI, B);
+        let resume = self.asm.position();
+        let site = self.op_site(insn, 0, 0, false);
+        for jump in rare {
+            self.cold.push(Cold::Miss { jump, site, resume, restore: false, run: true });
+        }
+        source.into_iter().chain([target]).for_each(|checked| self.done(checked));
+    }
+
+    /// The distance from guest to host addresses at `index` to B. Uses A.
+    fn distance(&mut self, insn: &Insn, index: u8, size: u8, write: bool, rare: &mut Vec<Fixup>) -> Checked {
+        let repeats = repeats(&insn.ins);
+        let retry = self.asm.here();
+        self.asm.mov(A, index);
+        let checked = self.check(insn, retry, if repeats { 1 } else { 1 << size }, write);
+        let view = self.view;
+        self.asm.load(B, Mem::indexed(host::RSP, B, 0, at::host(view)));
+        self.asm.lea(true, B, &Mem::indexed(A, B, 0, 0));
+        if repeats {
+            self.asm.lea(true, A, &Mem::indexed(A, host::RCX, size, 0));
+            self.asm.alu_imm(true, Alu::Cmp, A, PAGE);
+            rare.push(self.asm.jcc_forward(cc::A));
+        }
+        self.asm.alu(Alu::Sub, B, index);
+        checked
+    }
+
+    fn native(&mut self, ins: &Instruction, size: u8, copies: bool) {
+        if size == 1 {
+            self.asm.raw(&[0x66]);
+        }
+        if repeats(ins) {
+            self.asm.raw(&[0xf3]);
+        }
+        if size == 3 {
+            self.asm.raw(&[0x48]);
+        }
+        let opcode = if copies { 0xa4 } else { 0xaa };
+        self.asm.raw(&[opcode | u8::from(size != 0)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::x86::op::reg;
+    use crate::x86::testing::DATA;
+    use crate::x86::translate::tests::pair::Pair;
+
+    /// Runs `code` (and `ud2`) twice from RDI, RSI and RCX; answers how many handlers ran the second time.
+    fn handlers(code: &[u8], rdi: u64, rsi: u64, rcx: u64) -> u64 {
+        let mut pair = Pair::new(&[code, &[0x0f, 0x0b]].concat());
+        let data: Vec<u8> = (0..0x4000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        pair.poke(DATA, &data);
+        let mut before = 0;
+        for _ in 0..2 {
+            before = pair.translator.stats.handlers;
+            pair.restart();
+            pair.set(reg::RDI, rdi);
+            pair.set(reg::RSI, rsi);
+            pair.set(reg::RCX, rcx);
+            pair.run();
+        }
+        pair.translator.stats.handlers - before
+    }
+
+    #[test]
+    fn what_stays_in_its_pages_needs_no_handler() {
+        let (rdi, rsi) = (DATA + 0x1010, DATA + 0x20);
+        for code in
+            [&[0xf3, 0xaa][..], &[0xf3, 0x48, 0xab], &[0xf3, 0xa4], &[0xf3, 0x66, 0xa5], &[0x48, 0xa5]]
+        {
+            for count in [0, 1, 17, 300] {
+                assert_eq!(handlers(code, rdi, rsi, count), 0, "{code:x?} {count}");
+            }
+        }
+        assert_eq!(handlers(&[0xf3, 0xa4], DATA + 1, DATA, 64), 0, "a copy onto its own source");
+    }
+
+    #[test]
+    fn what_does_not_is_done_by_its_handler() {
+        for (rdi, rsi, count) in [
+            (DATA + 0xff0, DATA + 0x1100, 17),
+            (DATA, DATA + 0x1ff0, 17),
+            (DATA, DATA + 0x1000, 0x1001),
+            (DATA + 0xfff, DATA + 0x1000, 3),
+        ] {
+            assert_eq!(handlers(&[0xf3, 0xa4], rdi, rsi, count), 1, "{rdi:x} {rsi:x} {count}");
+        }
+        // std; movsb; cld: three handlers
+        assert_eq!(handlers(&[0xfd, 0xa4, 0xfc], DATA, DATA + 100, 0), 3);
+        // Not mapped, and a count that wraps around the address space.
+        handlers(&[0xf3, 0xa4], 0x7000_0000_0000, DATA, 4);
+        handlers(&[0xf3, 0x48, 0xab], DATA + 8, DATA, 0);
+        handlers(&[0xf3, 0x67, 0xaa], DATA + 8, DATA, 5);
+    }
+}
