@@ -23,7 +23,8 @@ pub struct FastEntry {
     pub write: u64,
     /// Host address of the page.
     pub host: u64,
-    _pad: u64,
+    /// What to add to a linear address in the page to get the host's.
+    pub addend: u64,
 }
 
 /// A page number that addresses of this slot never have.
@@ -48,7 +49,7 @@ pub struct FastTlb {
 
 impl Default for FastTlb {
     fn default() -> Self {
-        let mut entries = [[FastEntry { read: 0, write: 0, host: 0, _pad: 0 }; FAST_ENTRIES]; 3];
+        let mut entries = [[FastEntry { read: 0, write: 0, host: 0, addend: 0 }; FAST_ENTRIES]; 3];
         for view in &mut entries {
             for (slot, entry) in view.iter_mut().enumerate() {
                 (entry.read, entry.write) = (nowhere(slot), nowhere(slot));
@@ -67,6 +68,7 @@ impl FastTlb {
         entry.read = page;
         entry.write = if write { page } else { nowhere(slot) };
         entry.host = host;
+        entry.addend = host.wrapping_sub(page);
         if self.count < REMEMBERED {
             self.refilled[self.count] = ((view as usize) * FAST_ENTRIES + slot) as u16;
         }

@@ -1,11 +1,11 @@
 //! Jumps, calls and returns.
 
-use iced_x86::OpKind;
-
+use super::super::op::reg;
 use super::asm::{Mem, host};
 use super::build::{Builder, Cold, in_page, link_entry, slot};
 use super::frame::at;
 use super::insn::{ARITHMETIC, Insn, gpr};
+use super::memory::Location;
 use super::regs::{A, B, SP};
 use super::site::Entry;
 
@@ -41,26 +41,21 @@ impl Builder<'_> {
     /// Pushes the address behind a call.
     fn push_return(&mut self, insn: &Insn) {
         self.disturb(ARITHMETIC);
-        let retry = self.asm.here();
-        let checked = self.check_push(insn, retry);
-        let mem = self.operand_in_a();
+        let operand = self.stack(insn, Location::at(reg::RSP, -8), true, true);
         self.page_relative(B, insn.end().into());
-        self.asm.store(mem, B);
+        self.asm.store(operand.mem, B);
         self.asm.lea(true, SP, &Mem::at(SP, -8));
-        self.leaves_at_miss(checked);
+        self.complete(insn, operand);
     }
 
     pub(super) fn ret(&mut self, insn: &Insn) {
         self.disturb(ARITHMETIC);
-        let retry = self.asm.here();
-        self.asm.mov(A, SP);
-        let checked = self.check(insn, retry, 8, false);
-        let mem = self.operand();
-        self.asm.load(A, mem);
+        let operand = self.stack(insn, Location::at(reg::RSP, 0), false, false);
+        self.asm.load(A, operand.mem);
         let release = insn.ins.stack_pointer_increment();
         self.asm.lea(true, SP, &Mem::at(SP, release));
         self.asm.jmp(self.place.stubs.indirect);
-        self.leaves_at_miss(checked);
+        self.complete(insn, operand);
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Insn) {
@@ -80,23 +75,14 @@ impl Builder<'_> {
 
     /// The target of an indirect jump or call to A.
     fn target(&mut self, insn: &Insn) {
-        if insn.ins.op0_kind() == OpKind::Register {
+        let Some(access) = insn.memory else {
             let number = gpr(insn.ins.op0_register()).unwrap_or(0);
             let register = self.in_register(number, A);
             return self.asm.mov(A, register);
-        }
-        let retry = self.asm.here();
-        self.address(insn);
-        let checked = self.check(insn, retry, 8, false);
-        let mem = self.operand();
-        self.asm.load(A, mem);
-        self.leaves_at_miss(checked);
-    }
-
-    /// The handler of a jump sets RIP, and the dispatcher goes on from there: nothing to come back to.
-    fn leaves_at_miss(&mut self, checked: super::memory::Checked) {
-        self.host = false;
-        self.done(checked);
+        };
+        let operand = self.memory(insn, access, false);
+        self.asm.load(A, operand.mem);
+        self.complete(insn, operand);
     }
 }
 

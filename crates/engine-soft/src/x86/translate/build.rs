@@ -13,6 +13,7 @@ use super::super::op::flag;
 use super::super::tlb::View;
 use super::asm::{Alu, Asm, Fixup, Mem, cc, host};
 use super::frame::at;
+use super::groups::Uses;
 use super::insn::{ARITHMETIC, Class, Insn};
 use super::regs::{A, host_of};
 use super::site::{Entry as LinkEntry, FarSite, OpSite, Site};
@@ -66,8 +67,8 @@ pub(super) enum Cold {
     Link { jump: Fixup, target: u32, entry: LinkEntry, save: bool },
     /// A jump to another page.
     Far { jump: Fixup, offset: i64, save: bool },
-    /// An access that is not aligned as it should be: its handler knows what to do.
-    Unaligned { jump: Fixup, site: u32 },
+    /// A check of a group of accesses failed at an offset of the page.
+    Group { jump: Fixup, site: u32, at: u32 },
     /// The guest's vector registers are not in the host's.
     LoadVectors { jump: Fixup, resume: usize },
     /// Something wants attention.
@@ -87,6 +88,8 @@ pub(super) struct Builder<'a> {
     pub vectors: bool,
     /// How memory is seen.
     pub view: View,
+    /// What the current instruction's accesses share with others.
+    pub uses: Uses,
 }
 
 /// How a unit ends behind its last instruction, if that is not a jump.
@@ -130,9 +133,10 @@ pub(super) fn in_page(target: i64) -> Option<u32> {
     (0..4096).contains(&target).then_some(target as u32)
 }
 
-/// Builds a unit of `insns` at `base`. Its sites are appended to `sites`.
+/// Builds a unit of `insns` at `base`. `uses` are their groups, if there are any. Its sites are appended to `sites`.
 pub fn build(
     insns: &[Insn],
+    uses: &[Uses],
     end: End,
     base: u64,
     place: &Place<'_>,
@@ -140,7 +144,8 @@ pub fn build(
 ) -> (Vec<u8>, Unit) {
     let mut b = Builder::new(base, place, sites);
     let unit = b.entries(insns);
-    for insn in insns {
+    for (n, insn) in insns.iter().enumerate() {
+        b.uses = uses.get(n).copied().unwrap_or_default();
         b.instruction(insn);
     }
     b.end(insns, end);
@@ -171,6 +176,7 @@ impl<'a> Builder<'a> {
             slot: false,
             vectors: false,
             view: place.view,
+            uses: Uses::default(),
         }
     }
 }
@@ -262,8 +268,18 @@ impl Builder<'_> {
 
     /// A site for an instruction's handler.
     pub fn op_site(&mut self, insn: &Insn, retry: u64, size: u32, write: bool) -> u32 {
-        let site = OpSite { op: insn.op, at: insn.at as u16, size: size as u8, write, retry, resume: 0 };
-        self.site(Site::Op(site))
+        self.site(Site::Op(OpSite {
+            write,
+            retry,
+            size: size as u16,
+            ..OpSite::new(insn.op, insn.at as u16)
+        }))
+    }
+
+    /// A site for the check of a group.
+    pub fn group_site(&mut self, insn: &Insn, retry: u64, size: u32, write: bool) -> u32 {
+        let new = OpSite::new(insn.op, insn.at as u16);
+        self.site(Site::Op(OpSite { write, retry, size: size as u16, group: true, ..new }))
     }
 
     fn site(&mut self, site: Site) -> u32 {
@@ -428,10 +444,19 @@ impl Builder<'_> {
                     }
                     self.set_resume(site, target);
                 }
-                Cold::Unaligned { jump, site } => {
+                Cold::Group { jump, site, at } => {
                     self.asm.bind(jump);
+                    self.asm.alu_imm(true, Alu::Cmp, A, 4095);
+                    let crosses = self.asm.jcc_forward(cc::BE);
                     self.asm.push_imm(site);
-                    self.asm.jmp(self.place.stubs.run);
+                    self.asm.jmp(self.place.stubs.miss);
+                    // Until it is linked, to where it is linked.
+                    self.asm.bind(crosses);
+                    let (patch, target) = (self.asm.address(crosses.position()), at as u16);
+                    let site =
+                        self.site(Site::Link { patch, target, entry: LinkEntry::Indirect, plain: true });
+                    self.asm.push_imm(site);
+                    self.asm.jmp(self.place.stubs.exit);
                 }
                 Cold::Link { jump, target, entry, save } => {
                     self.asm.bind(jump);
@@ -439,7 +464,7 @@ impl Builder<'_> {
                         self.save_flags();
                     }
                     let patch = self.asm.address(jump.position());
-                    let site = self.site(Site::Link { patch, target: target as u16, entry });
+                    let site = self.site(Site::Link { patch, target: target as u16, entry, plain: false });
                     self.asm.push_imm(site);
                     self.asm.jmp(self.place.stubs.exit);
                 }

@@ -18,6 +18,7 @@ use super::super::fast::{FastEntry, FastTlb, JumpCache, JumpEntry};
 use super::super::fpu::Fpu;
 use super::super::msr::Msrs;
 use super::super::tlb::{Tlb, View};
+use super::groups::MAX_GROUPS;
 
 /// Slots that belong to translated code. All of them are dead while Rust code of other modules runs.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +54,8 @@ pub struct Frame {
     pub far_site: u64,
     /// Address of the translator, for the helpers.
     pub translator: u64,
+    /// What to add to the addresses of each group of accesses ([`groups`](super::groups)).
+    pub groups: [u64; MAX_GROUPS],
 }
 
 /// Offsets from RSP.
@@ -94,6 +97,11 @@ pub mod at {
     /// [`Frame::host_mxcsr`].
     pub const HOST_MXCSR: i32 = (FRAME + offset_of!(Frame, host_mxcsr)) as i32;
 
+    /// One of [`Frame::groups`].
+    pub const fn group(number: u8) -> i32 {
+        (FRAME + offset_of!(Frame, groups) + 8 * number as usize) as i32
+    }
+
     const TLB: usize = offset_of!(Cpu, tlb);
     const DATA: usize = TLB + offset_of!(Tlb, fast) + offset_of!(FastTlb, entries);
 
@@ -106,6 +114,10 @@ pub mod at {
     /// The host address in slot 0 of a view's fast TLB.
     pub fn host(view: View) -> i32 {
         tag(view, false) + (offset_of!(FastEntry, host) - offset_of!(FastEntry, read)) as i32
+    }
+    /// What to add to linear addresses of the page in slot 0 of a view's fast TLB.
+    pub fn addend(view: View) -> i32 {
+        tag(view, false) + (offset_of!(FastEntry, addend) - offset_of!(FastEntry, read)) as i32
     }
     const JUMPS: usize = TLB + offset_of!(Tlb, jumps) + offset_of!(JumpCache, entries);
     /// [`JumpEntry::linear`] in slot 0.

@@ -59,6 +59,9 @@ pub unsafe extern "sysv64" fn miss(cpu: *mut Cpu, site: u64) -> u64 {
         translator.stats.refills += 1;
         return op.retry;
     }
+    if op.group {
+        return plain(cpu, translator, &op);
+    }
     translator.stats.misses += 1;
     let next = run_op(cpu, translator, &op);
     if inside {
@@ -126,7 +129,7 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
         return LEAVE;
     };
     let mode = mode_bits(cpu);
-    if run_op(cpu, translator, &OpSite { op, at, size: 0, write: false, retry: 0, resume: 1 }) == LEAVE
+    if run_op(cpu, translator, &OpSite { resume: 1, ..OpSite::new(op, at) }) == LEAVE
         || mode_bits(cpu) != mode
     {
         return LEAVE;
@@ -134,6 +137,19 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
     let Some(entry) = cpu.tlb.jumps.find(cpu.regs[RIP as usize], cpu.frame.context) else { return LEAVE };
     cpu.frame.page = entry.page;
     entry.code
+}
+
+/// Goes on in the plain variant of the unit.
+fn plain(cpu: &mut Cpu, translator: &mut Translator, site: &OpSite) -> u64 {
+    cpu.regs[RIP as usize] = cpu.frame.page.wrapping_add(site.at.into());
+    match translator.plain_entry(cpu) {
+        Some(code) => code,
+        None => {
+            cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+            translator.plain = true;
+            LEAVE
+        }
+    }
 }
 
 /// Runs the handler as the interpreter's loop does.

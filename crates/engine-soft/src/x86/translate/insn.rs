@@ -91,6 +91,8 @@ pub struct Insn {
     /// What it does to its register operands, where one of them has no host register: bit `2 n` if
     /// operand `n` must be loaded before, bit `2 n + 1` if it must be stored after.
     pub slots: u32,
+    /// General registers that it may write, as bits. All, if a handler executes it.
+    pub written: u16,
     /// Works on vector registers.
     pub vector: bool,
     /// Alignment in bytes that it asks of its memory operand.
@@ -177,6 +179,7 @@ pub fn decode(
         live_after: ARITHMETIC,
         memory: None,
         slots: 0,
+        written: u16::MAX,
         vector: false,
         alignment: 1,
         ins,
@@ -187,8 +190,19 @@ pub fn decode(
     insn.class = classify(&mut insn, mode, features, factory);
     if insn.class != Class::Handler {
         flags_of(&mut insn);
+        insn.written = written(&insn.ins, factory);
     }
     Ok(Some(insn))
+}
+
+fn written(ins: &Instruction, factory: &mut InstructionInfoFactory) -> u16 {
+    let info = factory.info_options(ins, InstructionInfoOptions::NO_MEMORY_USAGE);
+    let reads = |access| {
+        matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess)
+    };
+    let written =
+        info.used_registers().iter().filter(|used| used.register().is_gpr() && !reads(used.access()));
+    written.fold(0, |mask, used| mask | 1 << used.register().full_register().number())
 }
 
 /// Flags that an instruction reads and writes. One that may leave them as they were keeps them alive.
@@ -310,6 +324,9 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
         return Class::Handler;
     }
     if let Some(class) = control_flow(ins) {
+        if ins.op0_kind() == OpKind::Memory {
+            insn.memory = Some(Access { size: 8, write: false });
+        }
         return class;
     }
     if !features.user
@@ -427,13 +444,15 @@ fn divide(insn: &mut Insn) -> Class {
 }
 
 /// `push` and `pop` of a 64-bit register, immediate or memory operand.
-fn stack(insn: &Insn) -> Class {
+fn stack(insn: &mut Insn) -> Class {
     let ins = &insn.ins;
     let push = ins.mnemonic() == Mnemonic::Push;
     match ins.op0_kind() {
         OpKind::Register if ins.op0_register().is_gpr64() => {}
         OpKind::Immediate8to64 | OpKind::Immediate32to64 if push => {}
-        OpKind::Memory if push && ins.memory_size().size() == 8 => {}
+        OpKind::Memory if push && ins.memory_size().size() == 8 => {
+            insn.memory = Some(Access { size: 8, write: false });
+        }
         _ => return Class::Handler,
     }
     if push { Class::Push } else { Class::Pop }

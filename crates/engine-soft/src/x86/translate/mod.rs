@@ -30,6 +30,7 @@ pub mod branch;
 pub mod build;
 pub mod cache;
 pub mod frame;
+pub mod groups;
 pub mod helpers;
 pub mod insn;
 pub mod lockstep;

@@ -2,10 +2,12 @@
 
 use iced_x86::{Mnemonic, OpCodeOperandKind, OpKind};
 
+use super::super::op::reg;
 use super::asm::{Alu, Fixup, Mem, cc, host};
 use super::build::{Builder, Cold, guest_slot, slot};
 use super::frame::at;
 use super::insn::{Insn, gpr};
+use super::memory::Location;
 use super::raw::{Field, Rm};
 use super::regs::{A, B, SP, host_of};
 
@@ -91,18 +93,10 @@ impl Builder<'_> {
             return self.emit_mapped(insn, &mapped, None);
         };
         let mapped = Mapped::new(insn, &[B]);
-        self.disturb(insn.live_before());
-        let retry = self.asm.here();
-        self.address(insn);
-        let unaligned = self.check_alignment(insn);
-        let checked = self.check(insn, retry, access.size, access.write);
-        if let Some(jump) = unaligned {
-            self.cold.push(Cold::Unaligned { jump, site: checked.site() });
-        }
-        let mem = if mapped.slots[0].is_some() { self.operand_in_a() } else { self.operand() };
+        let operand = self.memory(insn, access, mapped.slots[0].is_some());
         self.want_host(insn.needs());
-        self.emit_mapped(insn, &mapped, Some(mem));
-        self.done(checked);
+        self.emit_mapped(insn, &mapped, Some(operand.mem));
+        self.complete(insn, operand);
     }
 
     fn emit_mapped(&mut self, insn: &Insn, mapped: &Mapped, mem: Option<Mem>) {
@@ -124,24 +118,22 @@ impl Builder<'_> {
 
     /// A division natively if it is safe, that is if it cannot raise `#DE`; else its handler.
     pub(super) fn divide(&mut self, insn: &Insn) {
-        self.disturb(insn.live_before());
         let wide = if insn.memory.is_some() {
             insn.ins.memory_size().size() == 8
         } else {
             insn.ins.op0_register().size() == 8
         };
-        let mut checked = None;
+        let mut operand = None;
         let divisor = match insn.memory {
             Some(access) => {
-                let retry = self.asm.here();
-                self.address(insn);
-                checked = Some(self.check(insn, retry, access.size, false));
-                let mem = self.operand();
-                self.asm.op_mem(wide, &[0x8b], B, &mem);
+                let memory = self.memory(insn, access, false);
+                self.asm.op_mem(wide, &[0x8b], B, &memory.mem);
+                operand = Some(memory);
                 B
             }
             None => self.in_register(gpr(insn.ins.op0_register()).unwrap_or(0), B),
         };
+        self.disturb(insn.live_before());
         let signed = insn.ins.mnemonic() == Mnemonic::Idiv;
         let unsafe_jumps =
             if signed { self.signed_guard(wide, divisor) } else { self.unsigned_guard(wide, divisor) };
@@ -152,8 +144,8 @@ impl Builder<'_> {
             let site = self.op_site(insn, 0, 0, false);
             self.cold.push(Cold::Miss { jump, site, resume, restore: true, run: true });
         }
-        if let Some(checked) = checked {
-            self.done(checked);
+        if let Some(operand) = operand {
+            self.complete(insn, operand);
         }
     }
 
@@ -255,80 +247,58 @@ impl Builder<'_> {
     }
 
     pub(super) fn push(&mut self, insn: &Insn) {
-        self.disturb(insn.live_before());
         let mut loaded = None;
-        if insn.ins.op0_kind() == OpKind::Memory {
-            let retry = self.asm.here();
-            self.address(insn);
-            loaded = Some(self.check(insn, retry, 8, false));
-            let mem = self.operand();
-            self.asm.load(A, mem);
+        if let Some(access) = insn.memory {
+            let operand = self.memory(insn, access, false);
+            self.asm.load(A, operand.mem);
             self.asm.store(slot(at::TEMP), A);
+            loaded = Some(operand);
         }
-        let retry = self.asm.here();
-        let checked = self.check_push(insn, retry);
-        match insn.ins.op0_kind() {
-            OpKind::Register => {
-                let number = gpr(insn.ins.op0_register()).unwrap_or(0);
-                match host_of(number) {
-                    Some(src) => {
-                        let mem = self.operand();
-                        self.asm.store(mem, src);
-                    }
-                    None => self.store_slot(guest_slot(number)),
-                }
-            }
-            OpKind::Memory => self.store_slot(slot(at::TEMP)),
-            _ => {
-                let mem = self.operand();
+        let register =
+            if insn.ins.op0_kind() == OpKind::Register { gpr(insn.ins.op0_register()) } else { None };
+        let source = register.and_then(host_of);
+        let copied = source.is_none() && (register.is_some() || loaded.is_some());
+        let operand = self.stack(insn, Location::at(reg::RSP, -8), true, copied);
+        let mem = operand.mem;
+        match (source, register) {
+            (Some(source), _) => self.asm.store(mem, source),
+            (None, Some(number)) => self.store_slot(mem, guest_slot(number)),
+            (None, None) if loaded.is_some() => self.store_slot(mem, slot(at::TEMP)),
+            (None, None) => {
                 self.asm.op_mem(true, &[0xc7], 0, &mem);
                 self.asm.raw(&(insn.op.imm as i32).to_le_bytes());
             }
         }
         self.asm.lea(true, SP, &Mem::at(SP, -8));
-        self.done(checked);
-        if let Some(loaded) = loaded {
-            self.done(loaded);
+        self.complete(insn, operand);
+        if let Some(operand) = loaded {
+            self.complete(insn, operand);
         }
     }
 
-    /// Checks the store of a push.
-    pub(super) fn check_push(&mut self, insn: &Insn, retry: u64) -> super::memory::Checked {
-        self.asm.lea(true, A, &Mem::at(SP, -8));
-        self.check(insn, retry, 8, true)
-    }
-
-    /// Copies a slot to the checked address.
-    pub(super) fn store_slot(&mut self, from: Mem) {
-        let mem = self.operand_in_a();
+    /// Copies a slot to the checked address. Uses B.
+    fn store_slot(&mut self, mem: Mem, from: Mem) {
         self.asm.load(B, from);
         self.asm.store(mem, B);
     }
 
     pub(super) fn pop(&mut self, insn: &Insn) {
-        self.disturb(insn.live_before());
-        let retry = self.asm.here();
-        self.asm.mov(A, SP);
-        let checked = self.check(insn, retry, 8, false);
-        let mem = self.operand();
+        let operand = self.stack(insn, Location::at(reg::RSP, 0), false, false);
         let number = gpr(insn.ins.op0_register()).unwrap_or(0);
         let dst = host_of(number).unwrap_or(A);
-        self.asm.load(dst, mem);
+        self.asm.load(dst, operand.mem);
         self.back_to_slot(number, dst);
         if dst != SP {
             self.asm.lea(true, SP, &Mem::at(SP, 8));
         }
-        self.done(checked);
+        self.complete(insn, operand);
     }
 
     pub(super) fn leave(&mut self, insn: &Insn) {
-        self.disturb(insn.live_before());
-        let retry = self.asm.here();
-        self.asm.mov(A, host::RBP);
-        let checked = self.check(insn, retry, 8, false);
-        let mem = self.operand();
+        let operand = self.stack(insn, Location::at(reg::RBP, 0), false, false);
+        self.asm.load(A, operand.mem);
         self.asm.lea(true, SP, &Mem::at(host::RBP, 8));
-        self.asm.load(host::RBP, mem);
-        self.done(checked);
+        self.asm.mov(host::RBP, A);
+        self.complete(insn, operand);
     }
 }

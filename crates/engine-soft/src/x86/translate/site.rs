@@ -10,13 +10,22 @@ pub struct OpSite {
     /// Its offset in the page.
     pub at: u16,
     /// Bytes that it accesses at the checked address.
-    pub size: u8,
+    pub size: u16,
     /// Whether it writes them.
     pub write: bool,
+    /// The check is that of a group of accesses: if it fails, the plain variant of the unit goes on.
+    pub group: bool,
     /// Where the access starts anew when the TLB has been refilled.
     pub retry: u64,
     /// Behind the instruction.
     pub resume: u64,
+}
+
+impl OpSite {
+    /// An instruction that its handler executes, at an offset in the page.
+    pub fn new(op: Op, at: u16) -> OpSite {
+        OpSite { op, at, size: 0, write: false, group: false, retry: 0, resume: 0 }
+    }
 }
 
 /// Entries of a unit.
@@ -60,6 +69,8 @@ pub enum Site {
         target: u16,
         /// Which entry of the target it takes.
         entry: Entry,
+        /// The target is a plain variant.
+        plain: bool,
     },
     /// A jump to another page.
     Far(FarSite),

@@ -120,7 +120,7 @@ mod tests {
     /// Runs `code` (and `ud2`) twice from RDI, RSI and RCX; answers how many handlers ran the second time.
     fn handlers(code: &[u8], rdi: u64, rsi: u64, rcx: u64) -> u64 {
         let mut pair = Pair::new(&[code, &[0x0f, 0x0b]].concat());
-        let data: Vec<u8> = (0..0x4000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..0x4000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         pair.poke(DATA, &data);
         let mut before = 0;
         for _ in 0..2 {

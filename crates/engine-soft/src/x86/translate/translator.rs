@@ -22,6 +22,7 @@ use super::super::run::{code_page, copy_page, step_block};
 use super::super::tlb::View;
 use super::build::{End, Place, Unit, build, build_straddle, liveness};
 use super::cache::CodeCache;
+use super::groups::{PLAIN, plan};
 use super::helpers;
 use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
 use super::lockstep::{self, Step};
@@ -126,6 +127,8 @@ pub struct Translator {
     link: Option<Link>,
     /// The next instruction is for the interpreter.
     pub(super) interpret: bool,
+    /// The next unit is to be the plain variant ([`groups`](super::groups)).
+    pub(super) plain: bool,
     /// Raised by a handler that translated code called.
     pub(super) exception: Option<Exception>,
     factory: InstructionInfoFactory,
@@ -162,6 +165,7 @@ impl Translator {
             seen: 0,
             link: None,
             interpret: false,
+            plain: false,
             exception: None,
             factory: InstructionInfoFactory::new(),
             profile,
@@ -206,6 +210,7 @@ impl Translator {
     /// # Safety
     /// `cpu` is in a [`CpuBox`](super::frame::CpuBox).
     pub unsafe fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
+        let plain = if std::mem::take(&mut self.plain) { PLAIN } else { 0 };
         if std::mem::take(&mut self.interpret) || !translatable(cpu) {
             return self.interpret(cpu, blocks);
         }
@@ -215,7 +220,7 @@ impl Translator {
         }
         let gpa = code_page(cpu, rip)? | rip & OFFSET;
         self.void_changed(cpu);
-        let mode = mode_bits(cpu);
+        let mode = mode_bits(cpu) | plain;
         let Some(unit) = self.find(cpu, gpa, mode) else {
             return self.interpret(cpu, blocks);
         };
@@ -268,7 +273,9 @@ impl Translator {
                 self.link = None;
                 self.interpret = false;
                 self.stats.compared += 1;
-                if !lockstep::compare(cpu, &steps, &expected, found, self.stats.mismatches) {
+                if std::mem::take(&mut self.plain) {
+                    lockstep::adopt(cpu, &expected);
+                } else if !lockstep::compare(cpu, &steps, &expected, found, self.stats.mismatches) {
                     self.stats.mismatches += 1;
                 }
                 expected.result()
@@ -317,9 +324,10 @@ impl Translator {
             }
             // The handler did it.
             Some(Site::Op(_) | Site::Straddle { .. }) => return Ok(()),
-            Some(Site::Link { patch, target, entry }) => {
+            Some(Site::Link { patch, target, entry, plain }) => {
                 let rip = page | u64::from(target);
                 cpu.regs[RIP as usize] = rip;
+                self.plain = plain;
                 self.want_link(cpu, Joint::Near(patch, entry));
             }
             Some(Site::Far(site)) => {
@@ -348,7 +356,8 @@ impl Translator {
         let target = cpu.regs[RIP as usize];
         // If the page is not in the TLB, the jump is linked the next time.
         if let Some(gpa) = cpu.tlb.code(cpu.cpl == 3, target) {
-            self.link = Some(Link { how, target, gpa: gpa | target & OFFSET, mode: mode_bits(cpu) });
+            let mode = mode_bits(cpu) | if self.plain { PLAIN } else { 0 };
+            self.link = Some(Link { how, target, gpa: gpa | target & OFFSET, mode });
         }
     }
 
@@ -409,9 +418,9 @@ impl Translator {
 
     /// Fills the frame for the unit at `rip`.
     fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit, trusted: bool) -> u64 {
-        let context = context_of(cpu, mode);
+        let context = context_of(cpu, mode & !PLAIN);
         let private = cpu.cpl != 3 && !cpu.tlb.code_is_global(false, rip);
-        if trusted {
+        if trusted && mode & PLAIN == 0 {
             cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
         }
         cpu.frame.context = context;
@@ -494,6 +503,14 @@ impl Translator {
             self.link = None;
             self.stats.voided += dropped;
         }
+    }
+
+    /// The code of the plain variant that goes on at RIP, if there is one.
+    pub(super) fn plain_entry(&self, cpu: &Cpu) -> Option<u64> {
+        let rip = cpu.regs[RIP as usize];
+        let gpa = cpu.tlb.code(cpu.cpl == 3, rip)? | rip & OFFSET;
+        let unit = self.units.get(&Key::new(gpa, mode_bits(cpu) | PLAIN))?;
+        (!self.lockstep).then_some(unit.indirect)
     }
 
     /// The unit at `gpa`, translated if need be. `None` if it must be interpreted.
@@ -584,8 +601,9 @@ impl Translator {
         let lockstep = self.lockstep;
         let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at) };
         liveness(&mut insns, &live_at);
-        let place = Place { stubs: &self.stubs, view: cpu.view(), mode };
-        let (code, unit) = build(&insns, end, self.cache.cursor(), &place, &mut self.sites);
+        let place = Place { stubs: &self.stubs, view: cpu.view(), mode: mode & !PLAIN };
+        let uses = if mode & PLAIN == 0 { plan(&insns) } else { Vec::new() };
+        let (code, unit) = build(&insns, &uses, end, self.cache.cursor(), &place, &mut self.sites);
         if self.lockstep {
             self.steps.insert(Key::new(gpa, mode), (insns.iter().map(Step::new).collect(), 0));
         }

@@ -209,12 +209,61 @@ fn string(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// Accesses off one base register, which moves now and then, as a function does with its frame.
+fn cluster(random: &mut Random) -> Vec<u8> {
+    let base = random.pick(&[0u8, 3, 4, 5, 7, 10, 12, 13, 15]);
+    let page = DATA + 0x1000 * (1 + random.below(2));
+    let address = page - random.pick(&[0, 0x40, 0x800]) + random.below(0x80);
+    let mut code = vec![0x48 | base >> 3, 0xb8 | base & 7];
+    code.extend(address.to_le_bytes());
+    for _ in 0..random.below(8) + 2 {
+        let piece = match random.below(8) {
+            0 => vec![0x48 | base >> 3, 0x83, random.pick(&[0xc0, 0xe8]) | base & 7, random.next() as u8], // add, sub
+            1 => vec![0x50 | random.below(8) as u8],   // push
+            2 => vec![0x58 | random.pick(&[1, 2, 6])], // pop
+            _ => field(random, base),
+        };
+        if random.below(6) == 0 {
+            code.extend([0x70 | random.below(16) as u8, piece.len() as u8]);
+        }
+        code.extend(piece);
+    }
+    code
+}
+
+/// An access at a short distance from `base`.
+fn field(random: &mut Random, base: u8) -> Vec<u8> {
+    let mut code = Vec::new();
+    let opcode: &[u8] = random.pick(&[
+        &[0x8b][..],
+        &[0x89],
+        &[0x03],
+        &[0x01],
+        &[0x11],
+        &[0x39],
+        &[0x88],
+        &[0xff],
+        &[0x0f, 0xb6],
+        &[0x0f, 0x10],
+        &[0x0f, 0x11],
+        &[0x0f, 0x28],
+    ]);
+    let (reg, indexed) = (random.pick(&[1u8, 2, 6, 8, 10, 14]), random.below(4) == 0);
+    let reg = if opcode == [0xff] { reg & 8 | random.below(2) as u8 } else { reg };
+    code.push(0x40 | (random.below(2) as u8) << 3 | reg >> 3 << 2 | base >> 3);
+    code.extend(opcode);
+    let sib = if indexed { 1 << 3 | base & 7 } else { 0x20 | base & 7 }; // RCX or no index
+    code.extend([0x44 | (reg & 7) << 3, sib, random.next() as u8 & !7]);
+    code
+}
+
 fn code(random: &mut Random) -> Vec<u8> {
     let mut code = Vec::new();
     for _ in 0..random.below(24) + 1 {
-        code.extend(match random.below(9) {
+        code.extend(match random.below(12) {
             0 | 1 => pointer(random),
             8 => string(random),
+            9..=11 => cluster(random),
             2 => branch(random),
             _ => instruction(random),
         });
