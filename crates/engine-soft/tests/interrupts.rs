@@ -77,7 +77,9 @@ fn memory() -> GuestRam {
     ram.write_slice(PROGRAM, GuestAddress(CODE)).unwrap();
     ram.write_slice(SERVICE, GuestAddress(HANDLER)).unwrap();
     put(&ram, GDT, &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
-    put(&ram, IDT + 16 * VECTOR, &[HANDLER | 8 << 16 | 0x8e00 << 32, 0]);
+    for vector in [VECTOR, VECTOR + 1] {
+        put(&ram, IDT + 16 * vector, &[HANDLER | 8 << 16 | 0x8e00 << 32, 0]);
+    }
     put(&ram, TABLES, &[(TABLES + 0x1000) | TABLE]);
     put(&ram, TABLES + 0x1000, &[(TABLES + 0x2000) | TABLE, 0, 0, (TABLES + 0x3000) | TABLE]);
     put(&ram, TABLES + 0x2000, &[LARGE]);
@@ -137,6 +139,56 @@ fn a_sleeping_guest_wakes_for_each_message_and_goes_on_behind_its_hlt() {
     assert_eq!(word(&ram, COUNT) & 0xffff_ffff, 3);
     let CpuState::X86(state) = vcpu.save().unwrap() else { unreachable!() };
     assert_eq!(word(&ram, COUNT + 8), state.gpr[3], "STI lets the HLT begin before an interrupt comes");
+}
+
+/// Runs `program` with the service routine until it writes to port 0xf4.
+fn runs(program: &[u8]) -> (GuestRam, Box<dyn Vcpu>) {
+    let (ram, _vm, mut vcpu) = guest();
+    ram.write_slice(program, GuestAddress(CODE)).unwrap();
+    let ports = Ports::default();
+    ports.stop.set(vcpu.stop_handle()).ok().unwrap();
+    assert_eq!(vcpu.run(&ports).unwrap(), Exit::Stopped);
+    assert_eq!(ports.written.load(Ordering::SeqCst), 42);
+    (ram, vcpu)
+}
+
+#[test]
+fn sti_opens_a_window_behind_its_shadow_even_if_cli_comes_next() {
+    // `sti; nop; cli`, and `sti; jmp; cli`
+    for window in [&[0xfb, 0x90, 0xfa, 0x90, 0x90][..], &[0xfb, 0xeb, 0x00, 0xfa, 0x90]] {
+        let mut program = PROGRAM[..11].to_vec(); // turns the local APIC on
+        program.extend([0xbf, 0x00, 0x03, 0xe0, 0xfe]); // mov edi, the low half of the ICR
+        for vector in [0x41, 0x40] {
+            program.extend([0xc7, 0x07, vector, 0x00, 0x04, 0x00]); // to self
+        }
+        program.extend(window);
+        program.extend([0xb0, 0x2a, 0xe6, 0xf4, 0x0f, 0x0b]); // out 0xf4, 42; ud2
+        let (ram, _) = runs(&program);
+        assert_eq!(word(&ram, COUNT) & 0xffff_ffff, 2, "both interrupts come through {window:02x?}");
+    }
+}
+
+#[test]
+fn of_the_nmis_that_come_while_one_is_served_one_is_left() {
+    let mut program = PROGRAM[..11].to_vec();
+    // mov edi, the low half of the ICR; an NMI to this CPU; nops
+    program.extend([0xbf, 0x00, 0x03, 0xe0, 0xfe, 0xc7, 0x07, 0x00, 0x04, 0x00, 0x00]);
+    program.extend([0x90; 8]);
+    program.extend([0xb0, 0x2a, 0xe6, 0xf4, 0x0f, 0x0b]); // out 0xf4, 42; ud2
+    // inc dword [0x9000]; cmp dword [0x9000], 1; jne +0x12; three more; iretq
+    let mut handler = vec![0xff, 0x04, 0x25, 0x00, 0x90, 0x00, 0x00];
+    handler.extend([0x83, 0x3c, 0x25, 0x00, 0x90, 0x00, 0x00, 0x01, 0x75, 0x12]);
+    (0..3).for_each(|_| handler.extend([0xc7, 0x07, 0x00, 0x04, 0x00, 0x00]));
+    handler.extend([0x48, 0xcf]);
+    const NMI: u64 = CODE + 0x100;
+    let (ram, _vm, mut vcpu) = guest();
+    ram.write_slice(&program, GuestAddress(CODE)).unwrap();
+    ram.write_slice(&handler, GuestAddress(NMI)).unwrap();
+    put(&ram, IDT + 16 * 2, &[NMI | 8 << 16 | 0x8e00 << 32, 0]);
+    let ports = Ports::default();
+    ports.stop.set(vcpu.stop_handle()).ok().unwrap();
+    assert_eq!(vcpu.run(&ports).unwrap(), Exit::Stopped);
+    assert_eq!(word(&ram, COUNT) & 0xffff_ffff, 2);
 }
 
 #[test]

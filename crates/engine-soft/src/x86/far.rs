@@ -298,7 +298,9 @@ impl Cpu {
         } else {
             self.protected_interrupt_return(size)?;
         }
-        self.nmi_blocked = false;
+        if std::mem::take(&mut self.nmi_blocked) {
+            self.vm.vcpus[self.id as usize].merge_nmis();
+        }
         Ok(())
     }
 

@@ -123,9 +123,10 @@ fn target_live(insn: &Insn, live_at: &dyn Fn(u32) -> u32) -> u32 {
     in_page(insn.target()).map_or(ARITHMETIC, live_at)
 }
 
-/// How a jump within the page enters its target.
+/// How a jump within the page enters its target: where loops and the windows behind `STI` must come by,
+/// attention is looked at.
 pub(super) fn link_entry(target: u32, from: &Insn) -> LinkEntry {
-    if target <= from.at { LinkEntry::Checked } else { LinkEntry::Direct }
+    if target <= from.at || from.shadow { LinkEntry::Checked } else { LinkEntry::Direct }
 }
 
 /// The offset within the page, if it is one.
@@ -147,6 +148,9 @@ pub fn build(
     for (n, insn) in insns.iter().enumerate() {
         b.uses = uses.get(n).copied().unwrap_or_default();
         b.instruction(insn);
+        if insn.shadow {
+            b.window(insn);
+        }
     }
     b.end(insns, end);
     b.emit_cold();
@@ -217,6 +221,13 @@ impl Builder<'_> {
         self.asm.op_mem(false, &[0x85], A, &slot(at::ATTENTION_MASK));
         let jump = self.asm.jcc_forward(cc::NZ);
         self.cold.push(Cold::Attend { jump, at: start });
+    }
+
+    /// Behind the shadow of `STI`: what waited for the flag comes here at the latest, as the next
+    /// instruction may be a `CLI`.
+    fn window(&mut self, shadow: &Insn) {
+        self.disturb(shadow.live_after);
+        self.attention(shadow.end());
     }
 
     /// Host flags to their slot. Needs nothing but a slot for RAX.

@@ -97,6 +97,8 @@ pub struct Insn {
     pub vector: bool,
     /// Alignment in bytes that it asks of its memory operand.
     pub alignment: u8,
+    /// In the shadow of `STI`: attention is looked at behind it, wherever that is.
+    pub shadow: bool,
 }
 
 /// A memory access.
@@ -182,6 +184,7 @@ pub fn decode(
         written: u16::MAX,
         vector: false,
         alignment: 1,
+        shadow: false,
         ins,
         op,
         bytes: copy,

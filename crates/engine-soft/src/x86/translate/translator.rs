@@ -589,6 +589,7 @@ impl Translator {
     fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
         let at = (gpa & OFFSET) as u32;
         let (mut insns, end) = self.decode_run(cpu, page, at, mode);
+        mark_shadows(&mut insns);
         if insns.is_empty() {
             if end != End::Straddle {
                 return None;
@@ -628,7 +629,7 @@ impl Translator {
                 Ok(None) if !self.lockstep => return (insns, End::Straddle),
                 _ => return (insns, End::Interpret),
             };
-            if self.lockstep && insn.class == Class::Handler {
+            if self.lockstep && matches!(insn.class, Class::Handler | Class::Sti) {
                 return (insns, End::Interpret);
             }
             at += insn.length() as usize;
@@ -638,11 +639,6 @@ impl Translator {
             if ends {
                 break;
             }
-        }
-        if let Some(last) = insns.last_mut()
-            && last.class == Class::Sti
-        {
-            last.hand_over(); // what is in its shadow is not in the unit
         }
         (insns, End::Cut)
     }
@@ -693,6 +689,18 @@ fn look_ahead(page: &[u8], at: u32) -> u32 {
         }
     }
     live
+}
+
+/// Marks what is in the shadow of an `STI`. If that is not in the unit, the interpreter sees to it.
+fn mark_shadows(insns: &mut [Insn]) {
+    for i in 0..insns.len() {
+        let shadow = insns[i].class == Class::Sti;
+        match insns.get_mut(i + 1) {
+            Some(next) if next.class != Class::Sti => next.shadow = shadow,
+            _ if shadow => insns[i].hand_over(),
+            _ => {}
+        }
+    }
 }
 
 /// What the jump cache tags its entries with: a user's belong to an address space, a supervisor's to all.
