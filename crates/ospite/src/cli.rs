@@ -10,10 +10,12 @@ use engine::x86::CpuModel;
 mod choice;
 mod disk;
 mod escape;
+mod image;
 
 use choice::EngineParser;
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
+pub use image::{BuildArgs, ImageCommand, InfoArgs, ListArgs};
 
 use store::Size;
 
@@ -86,6 +88,9 @@ pub struct Cli {
 pub enum Command {
     /// Run a virtual machine
     Run(Box<RunArgs>),
+    /// Make, list and remove images: what VMs start from
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Tell what this host offers, and the commands that mend what it lacks
     Doctor(DoctorArgs),
     /// Print the completion script for a shell

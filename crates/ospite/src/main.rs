@@ -11,6 +11,7 @@ mod console;
 mod doctor;
 mod exit;
 mod failure;
+mod image;
 mod logger;
 mod man;
 mod network;
@@ -38,6 +39,7 @@ fn main() {
 fn dispatch(command: Command) -> Result<exit::Code, Failure> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),

@@ -13,6 +13,7 @@
 //! replaces it is another folder. Where a VM's definition comes to name an image, and where an image goes,
 //! [`hold`] is held: so no VM is ever left without its image.
 
+mod build;
 mod draft;
 mod error;
 mod manifest;
@@ -22,10 +23,11 @@ mod users;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use build::{Listener, Progress, build};
 pub use draft::Draft;
 pub use error::Error;
 pub use manifest::{Checksum, Manifest, Origin};
-pub use recipe::{File, Recipe, User};
+pub use recipe::{Bad, File, Recipe, User};
 pub use users::users;
 
 use crate::{Home, Lock, Name};

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::recipe::Bad;
 use crate::Name;
 
 /// What goes wrong with images.
@@ -66,6 +67,74 @@ pub enum Error {
     /// A disk image failed.
     #[error(transparent)]
     Disk(disk::Error),
+    /// A recipe that is none.
+    #[error("the recipe is wrong")]
+    Recipe(#[from] Bad),
+    /// A program that a build needs.
+    #[error("{tool} is missing, which building an image needs; install it: sudo apt-get install {packages}")]
+    Tool {
+        /// The program.
+        tool: String,
+        /// The packages that have what is missing.
+        packages: String,
+    },
+    /// Namespaces do not work here.
+    #[error("an image cannot be built here: {why}; this may mend it: {mend}")]
+    Namespace {
+        /// What the host says.
+        why: String,
+        /// What to type.
+        mend: String,
+    },
+    /// The host has no mirror of Debian.
+    #[error(
+        "the host's apt knows no mirror with Debian's packages for {release}; type: sudo apt-get update, or name a \
+         sources.list that has one in OSPITE_SOURCES"
+    )]
+    Sources {
+        /// The release.
+        release: String,
+    },
+    /// No such package.
+    #[error("Debian has no package {package}; this searches for one: apt-cache search {package}")]
+    Package {
+        /// The package.
+        package: String,
+    },
+    /// No way to the mirror.
+    #[error(
+        "the mirror of the host's apt cannot be reached; see whether this works: sudo apt-get update{tail}"
+    )]
+    Network {
+        /// What the tool said.
+        tail: String,
+    },
+    /// The disk asked for is too small.
+    #[error("what is installed does not fit on a disk of that size; it takes {mib} MiB: --size {mib}M")]
+    DoesNotFit {
+        /// What it takes.
+        mib: u64,
+    },
+    /// A tool cannot be started.
+    #[error("cannot {what}")]
+    Start {
+        /// What it does.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A tool failed.
+    #[error("cannot {what}; the last that was said about it:{tail}")]
+    Step {
+        /// What it does.
+        what: &'static str,
+        /// What it said.
+        tail: String,
+    },
+    /// Whoever waited has ended it.
+    #[error("stopped; nothing has changed")]
+    Stopped,
     /// The host's disk is full.
     #[error("no space left on the disk that holds {}; make room, then try again", path.display())]
     Full {
@@ -93,11 +162,25 @@ fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
 
+impl From<disk::Error> for Error {
+    fn from(error: disk::Error) -> Error {
+        match error {
+            disk::Error::Io { path, source, .. } if is_full(&source) => Error::Full { path },
+            error => Error::Disk(error),
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl Error {
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Error {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full { path: path.into() },
-            _ => Error::Io { what, path: path.into(), source },
+        if is_full(&source) {
+            Error::Full { path: path.into() }
+        } else {
+            Error::Io { what, path: path.into(), source }
         }
     }
 }

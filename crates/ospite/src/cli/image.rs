@@ -1,0 +1,170 @@
+//! `ospite image`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use store::{Name, Size};
+
+use crate::output::OutputArgs;
+
+const BUILD_EXAMPLES: &str = "\
+Examples:
+  Debian, minimal, with the guest agent; for `ospite exec` that is all it takes
+    ospite image build debian
+
+  A web server, with a page of yours
+    ospite image build web --package nginx \\
+        --file index.html:/var/www/html/index.html
+
+  Commands that root runs in the image, and a user who logs in over SSH
+    ospite image build dev --package openssh-server --package git \\
+        --run 'git config --system init.defaultBranch main' \\
+        --ssh-key ~/.ssh/id_ed25519.pub --size 20G
+
+  The same from a file; options add to it
+    ospite image build web --recipe web.toml
+
+A recipe, as TOML; all of it may be left out:
+  release = \"bookworm\"           # Debian's release
+  packages = [\"nginx\"]
+  run = [\"systemctl enable foo\"] # commands of root's, in order, at the end
+  size = \"8G\"                    # the disk's; a VM may ask for more
+  hostname = \"web\"               # else the VM's name
+  password = \"secret\"            # root's; without one root has none to log in by
+  ssh-keys = [\"ssh-ed25519 ...\"] # who may log in as root over SSH
+  autologin = false              # root is at the console without a password
+  [[files]]
+  to = \"/etc/motd\"
+  content = \"hello\\n\"            # or: from = \"motd\", beside the recipe
+  mode = \"0644\"
+  owner = \"root:root\"
+  [[users]]
+  name = \"ada\"
+  groups = [\"sudo\"]
+  ssh-keys = [\"ssh-ed25519 ...\"]
+
+Nobody can log in at the console unless --password or --autologin says so: who
+reaches it need not be who owns the guest. Packages come from the mirror of the
+host's apt; OSPITE_SOURCES names a sources.list to use instead. No root is
+needed where user namespaces work; with root, none of it is mounted outside.
+";
+
+/// `ospite image`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Build an image from Debian's packages
+    Build(Box<BuildArgs>),
+    /// List the images
+    List(ListArgs),
+    /// Tell all about an image
+    Info(InfoArgs),
+    /// Remove images
+    Rm(RmArgs),
+}
+
+/// `ospite image build`
+#[derive(Args, Debug)]
+#[command(after_help = BUILD_EXAMPLES)]
+pub struct BuildArgs {
+    /// The image's name; one that is there is replaced, unless a VM is on it
+    pub name: Name,
+
+    /// A file that says what the image is made of (TOML, see below)
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+
+    /// A Debian package to install; may be repeated
+    #[arg(long = "package", value_name = "NAME")]
+    pub packages: Vec<String>,
+
+    /// A shell command that root runs in the image, last; may be repeated
+    #[arg(long, value_name = "COMMAND")]
+    pub run: Vec<String>,
+
+    /// A file of the host's and its place in the image: SRC:DST; may be repeated
+    #[arg(long = "file", value_name = "SRC:DST", value_parser = parse_file)]
+    pub files: Vec<(PathBuf, PathBuf)>,
+
+    /// The disk's size: 4G [default: 8G]. It takes room on the host as it is filled
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
+
+    /// The guest's own name [default: the VM's]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+
+    /// root's password. Others on this host can see it while the command runs: a recipe can hold it, too
+    #[arg(long, value_name = "PASSWORD")]
+    pub password: Option<String>,
+
+    /// Who may log in as root over SSH: a public key's file; may be repeated
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    pub ssh_keys: Vec<PathBuf>,
+
+    /// root is logged in on the console without being asked for a password
+    #[arg(long)]
+    pub autologin: bool,
+
+    /// Build it only if there is none that this recipe makes
+    #[arg(long)]
+    pub if_changed: bool,
+
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `ospite image list`
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `ospite image info`
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// The image
+    pub name: Name,
+
+    /// Read all of it, and see whether it is what it was
+    #[arg(long)]
+    pub verify: bool,
+
+    /// List its packages
+    #[arg(long)]
+    pub packages: bool,
+
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `ospite image rm`
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// The images
+    #[arg(required = true)]
+    pub names: Vec<Name>,
+}
+
+fn parse_file(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    match text.rsplit_once(':') {
+        Some((from, to)) if !from.is_empty() && to.starts_with('/') => Ok((from.into(), to.into())),
+        _ => Err("write SRC:DST, where DST is an absolute path in the image".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_a_source_and_an_absolute_place() {
+        assert_eq!(parse_file("a:b:/etc/c").unwrap(), ("a:b".into(), "/etc/c".into()));
+        for bad in ["a", "a:b", ":/b", "/etc/c"] {
+            assert!(parse_file(bad).unwrap_err().contains("SRC:DST"), "{bad}");
+        }
+    }
+}
