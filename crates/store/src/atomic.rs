@@ -1,9 +1,10 @@
 //! Files that are whole at any instant.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Replaces the content of `path`: after a power cut at any instant it is the old or the new one, and once
@@ -32,7 +33,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// A lock that one process has at a time; the kernel lifts it when the process ends, however it ends.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held until it is closed")] File);
+pub struct Lock(File);
 
 impl Lock {
     /// Waits for the lock whose file is `path`.
@@ -56,6 +57,38 @@ impl Lock {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// Whether somebody has the lock whose file is `path`. A file that is not there is locked by nobody.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn is_held(path: &Path) -> io::Result<bool> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// The same lock for a child process: it is lifted when nobody has it open any more.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
+    }
+
+    /// Whether `path` still names the file that is locked: it may have been moved away before the lock
+    /// was there.
+    pub fn is_at(&self, path: &Path) -> bool {
+        let place = |meta: Metadata| (meta.dev(), meta.ino());
+        let here = self.0.metadata().ok().map(place);
+        here.is_some() && here == std::fs::metadata(path).ok().map(place)
     }
 }
 
@@ -82,9 +115,35 @@ mod tests {
     fn one_has_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
+        assert!(!Lock::is_held(&path).unwrap());
         let lock = Lock::wait(&path).unwrap();
-        assert!(Lock::try_now(&path).unwrap().is_none());
+        assert!(Lock::try_now(&path).unwrap().is_none() && Lock::is_held(&path).unwrap());
         drop(lock);
+        assert!(!Lock::is_held(&path).unwrap());
         assert!(Lock::try_now(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_shared_lock_is_held_by_whoever_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = Lock::wait(&path).unwrap();
+        let theirs = lock.share().unwrap();
+        drop(lock);
+        assert!(Lock::try_now(&path).unwrap().is_none());
+        drop(theirs);
+        assert!(Lock::try_now(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_knows_that_its_file_has_been_moved_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = Lock::wait(&path).unwrap();
+        assert!(lock.is_at(&path));
+        std::fs::rename(&path, folder.path().join("away")).unwrap();
+        assert!(!lock.is_at(&path));
+        let new = Lock::wait(&path).unwrap();
+        assert!(new.is_at(&path) && !lock.is_at(&path));
     }
 }

@@ -10,6 +10,7 @@ mod home;
 pub mod image;
 mod name;
 mod size;
+pub mod vm;
 
 pub use atomic::{Lock, write_atomically};
 pub use home::Home;

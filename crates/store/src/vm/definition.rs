@@ -1,0 +1,197 @@
+//! What a VM is, as it was asked for: `vm.json`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Name;
+
+/// The version of this file's form. A field that is added gets a default and needs no new one.
+pub(super) const VERSION: u32 = 1;
+
+/// A VM as its owner asked for it. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// The form of this file.
+    pub version: u32,
+    /// Its name.
+    pub name: Name,
+    /// When it was created, in seconds since 1970.
+    pub created: u64,
+    /// What it starts.
+    pub boot: Boot,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Size of its own disk in bytes; the image's where absent.
+    #[serde(default)]
+    pub disk_size: Option<u64>,
+    /// Disks that are not its own.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// `auto`, or an engine's name.
+    pub engine: String,
+    /// Which console has the keyboard.
+    #[serde(default)]
+    pub console: Console,
+    /// A reset by the guest ends the VM.
+    #[serde(default)]
+    pub no_reboot: bool,
+    /// How it is connected.
+    #[serde(default)]
+    pub network: Network,
+    /// Whether it comes back when it ends.
+    #[serde(default)]
+    pub restart: Restart,
+    /// How to tell that it does its work.
+    #[serde(default)]
+    pub health: Option<Health>,
+    /// How long an orderly power-off may take before the power is cut, in seconds.
+    pub stop_timeout: u64,
+    /// What others want to remember about it, such as the file that declares it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a VM starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Boot {
+    /// A kernel of the host's.
+    Kernel {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// Its command line.
+        cmdline: String,
+    },
+    /// An image, with the kernel that is kept with it. The VM's own disk is an overlay on it.
+    Image {
+        /// The image.
+        image: Name,
+        /// Words for the kernel's command line beside the image's own.
+        #[serde(default)]
+        append: Option<String>,
+    },
+}
+
+/// A disk that is not the VM's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The image or device.
+    pub path: PathBuf,
+    /// Its format; told by content where absent.
+    #[serde(default)]
+    pub format: Option<disk::Format>,
+    /// The guest may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The serial number that the guest sees.
+    #[serde(default)]
+    pub serial: Option<String>,
+}
+
+/// A console of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Console {
+    /// COM1.
+    #[default]
+    Serial,
+    /// A virtio console.
+    Virtio,
+}
+
+/// How a VM is connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The hardware addresses of its cards, chosen when it was created, so that its guest finds the same
+    /// cards at every start.
+    #[serde(default)]
+    pub macs: Vec<String>,
+}
+
+/// Whether a VM comes back when it ends without having been told to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It stays off.
+    #[default]
+    No,
+    /// Where its process failed or was killed, not where the guest powered itself off.
+    OnFailure,
+    /// In either case.
+    Always,
+}
+
+/// How to tell that a VM does its work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// What is tried.
+    pub probe: Probe,
+    /// Seconds between two tries.
+    pub interval: u64,
+    /// Seconds that a try may take.
+    pub timeout: u64,
+    /// Failed tries in a row until it counts as ill.
+    pub retries: u32,
+}
+
+/// What a health check tries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// A command in the guest that must return 0.
+    Command(Vec<String>),
+    /// A TCP port of the guest's that must accept.
+    Tcp(u16),
+    /// An HTTP port and path of the guest's that must answer 2xx or 3xx.
+    Http(u16, String),
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A definition for tests.
+    pub(crate) fn some(name: &str) -> Definition {
+        let kernel = Boot::Kernel { kernel: "/vmlinuz".into(), initrd: None, cmdline: "quiet".into() };
+        Definition {
+            version: VERSION,
+            name: name.parse().unwrap(),
+            created: 1,
+            boot: kernel,
+            cpus: 2,
+            memory: 1 << 30,
+            disk_size: None,
+            disks: vec![Disk { path: "/d".into(), format: None, read_only: true, serial: None }],
+            engine: "auto".into(),
+            console: Console::Serial,
+            no_reboot: false,
+            network: Network { macs: vec!["02:00:00:00:00:01".into()] },
+            restart: Restart::OnFailure,
+            health: Some(Health { probe: Probe::Http(80, "/".into()), interval: 1, timeout: 2, retries: 3 }),
+            stop_timeout: 90,
+            labels: BTreeMap::from([("office".into(), "/office.toml".into())]),
+        }
+    }
+
+    #[test]
+    fn a_definition_survives_its_file() {
+        let web = some("web");
+        let text = serde_json::to_string_pretty(&web).unwrap();
+        assert_eq!(serde_json::from_str::<Definition>(&text).unwrap(), web);
+    }
+
+    #[test]
+    fn a_short_one_of_an_older_version_gets_the_defaults() {
+        let text = r#"{ "version": 1, "name": "web", "created": 1, "boot": { "image": { "image": "debian" } },
+            "cpus": 1, "memory": 1073741824, "engine": "auto", "stop_timeout": 90 }"#;
+        let web: Definition = serde_json::from_str(text).unwrap();
+        assert_eq!((web.restart, web.console), (Restart::No, Console::Serial));
+        assert!(web.labels.is_empty() && web.health.is_none());
+    }
+}

@@ -1,0 +1,45 @@
+//! How a VM is: `state.json`. Whether it is on at all, the lock says.
+
+use serde::{Deserialize, Serialize};
+
+use super::Process;
+
+/// What the keeper of a VM knows about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Who restarts it.
+    pub keeper: Option<Process>,
+    /// The VM.
+    pub vm: Option<Process>,
+    /// What goes on.
+    pub phase: Phase,
+    /// When its present process was started, in seconds since 1970.
+    pub started: u64,
+    /// How often it has come back by its restart policy since it was started.
+    pub restarts: u64,
+    /// How it ended the last time.
+    pub last_end: Option<LastEnd>,
+}
+
+/// What goes on with a VM that is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its process is there.
+    Running,
+    /// It ended, and comes back after a pause.
+    Restarting,
+    /// It is off.
+    Ended,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastEnd {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// In words.
+    pub how: String,
+    /// Not as anybody wanted it.
+    pub failed: bool,
+}
