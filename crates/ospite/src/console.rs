@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::thread;
 
-use vmm::{Control, Request, State};
+use vmm::{Request, State, Status};
 
 use crate::cli::EscapeKey;
 use crate::logger::say;
@@ -24,6 +24,24 @@ use output::Output;
 use terminal::RawMode;
 
 const MENU: &str = "q cut the power, p power button, r reset button, z pause or continue, i how it is, ";
+const DETACH: &str = "d leave it running, ";
+
+/// Asks the VM, which may have ended.
+pub type Ask = Box<dyn Fn(Request) -> Option<Status> + Send>;
+
+/// The VM whose console is attached.
+pub struct Attached {
+    /// Its name.
+    pub name: String,
+    /// The key that opens the menu.
+    pub escape: EscapeKey,
+    /// Its keyboard.
+    pub keyboard: Keyboard,
+    /// Asks it.
+    pub ask: Ask,
+    /// Leaves it alone, if it can live without this console.
+    pub detach: Option<Box<dyn Fn() + Send>>,
+}
 
 /// The console while the guest runs. The terminal is as it was once this is dropped.
 pub struct Console {
@@ -31,22 +49,17 @@ pub struct Console {
 }
 
 impl Console {
-    /// Connects standard input to the guest's `keyboard` and lets its output flow.
-    pub fn attach(
-        name: &str,
-        escape: EscapeKey,
-        keyboard: Keyboard,
-        control: Control,
-        output: &Output,
-    ) -> Console {
+    /// Connects standard input to the guest's keyboard and lets its output flow.
+    pub fn attach(vm: Attached, output: &Output) -> Console {
         let interactive = io::stdin().is_terminal();
-        let raw = if interactive { enter(name, escape) } else { None };
+        let raw = if interactive { enter(&vm) } else { None };
         // A job in the background may not touch its terminal: it would be stopped.
         if !interactive || raw.is_some() {
+            let Attached { escape, keyboard, ask, detach, .. } = vm;
             let keys = Keys::new(escape.0.filter(|_| raw.is_some()));
             let output = output.clone();
             let line = if raw.is_some() { Line::keys(keyboard) } else { Ok(Line::Pipe(keyboard)) };
-            let started = line.and_then(|line| Input { keys, escape, line, control, output }.start());
+            let started = line.and_then(|line| Input { keys, escape, line, ask, detach, output }.start());
             if let Err(error) = started {
                 say(&format!("warning: the guest has no keyboard: {error}"));
             }
@@ -56,14 +69,16 @@ impl Console {
     }
 }
 
-fn enter(name: &str, escape: EscapeKey) -> Option<RawMode> {
+fn enter(vm: &Attached) -> Option<RawMode> {
     if !terminal::in_foreground() {
         say("in the background: the guest has no keyboard");
         return None;
     }
+    let Attached { name, escape, detach, .. } = vm;
+    let what = if detach.is_some() { "this is its console" } else { "it starts" };
     match escape.0 {
-        Some(_) => say(&format!("{name} starts; {escape} opens the menu")),
-        None => say(&format!("{name} starts; every key goes to the guest")),
+        Some(_) => say(&format!("{name}: {what}; {escape} opens the menu")),
+        None => say(&format!("{name}: {what}; every key goes to the guest")),
     }
     match RawMode::enter() {
         Ok(raw) => Some(raw),
@@ -78,7 +93,8 @@ struct Input {
     keys: Keys,
     escape: EscapeKey,
     line: Line,
-    control: Control,
+    ask: Ask,
+    detach: Option<Box<dyn Fn() + Send>>,
     output: Output,
 }
 
@@ -99,7 +115,10 @@ impl Input {
     fn act(&self, action: Action) {
         match action {
             Action::Send(bytes) => self.line.send(bytes),
-            Action::Menu => say(&format!("{MENU}{} sends itself, any other key goes back", self.escape)),
+            Action::Menu => {
+                let detach = if self.detach.is_some() { DETACH } else { "" };
+                say(&format!("{MENU}{detach}{} sends itself, any other key goes back", self.escape));
+            }
             Action::Press(pressed) => self.press(pressed),
         }
     }
@@ -122,9 +141,15 @@ impl Input {
             }
             Pressed::PauseOrContinue => self.pause_or_continue(),
             Pressed::Status => Request::Status,
+            Pressed::Detach => {
+                return match &self.detach {
+                    Some(detach) => detach(),
+                    None => say("back to the guest"),
+                };
+            }
             Pressed::Back => return say("back to the guest"),
         };
-        if let Ok(status) = self.control.request(request)
+        if let Some(status) = (self.ask)(request)
             && matches!(pressed, Pressed::Status | Pressed::PauseOrContinue)
         {
             say(&keys::describe(&status));
@@ -132,8 +157,8 @@ impl Input {
     }
 
     fn pause_or_continue(&self) -> Request {
-        match self.control.request(Request::Status) {
-            Ok(status) if status.state == State::Paused => Request::Resume,
+        match (self.ask)(Request::Status) {
+            Some(status) if status.state == State::Paused => Request::Resume,
             _ => Request::Pause,
         }
     }

@@ -12,7 +12,7 @@ use vmm::{End, Options, Request, Vm, engines};
 use crate::agent_socket::AgentSocket;
 use crate::cli::{ConsoleKind, MachineArgs, RunArgs};
 use crate::console::output::Output;
-use crate::console::{Console, Keyboard};
+use crate::console::{Attached, Console, Keyboard};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
@@ -60,7 +60,8 @@ fn no_kernel(machine: &MachineArgs) -> Failure {
     }
 }
 
-fn engine_failure(error: engines::Error) -> Failure {
+/// No engine, and where to look why.
+pub fn engine_failure(error: engines::Error) -> Failure {
     use engines::Error::{BadOption, Unknown, Unusable};
     if let BadOption(_) | Unknown(_) | Unusable(engine::Error::Option { .. }) = error {
         return Failure::from_error(Code::Usage, &error).hint("ospite run --help tells what there is");
@@ -68,7 +69,8 @@ fn engine_failure(error: engines::Error) -> Failure {
     Failure::from_error(Code::Engine, &error).hint("ospite doctor says which engines work here, and why")
 }
 
-fn build_failure(error: &vmm::Error) -> Failure {
+/// No machine.
+pub fn build_failure(error: &vmm::Error) -> Failure {
     Failure::from_error(Code::Build, error)
 }
 
@@ -88,7 +90,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
         reader.never_wait();
         let _ = control.request(Request::Kill); // it may have ended by itself
     });
-    let console = Console::attach(&args.name, args.escape, keyboard(args, &vm), vm.control(), &output);
+    let console = Console::attach(attached(args, &vm), &output);
     let end = vm.wait();
     output.drain();
     drop(console);
@@ -114,6 +116,17 @@ fn tell_statistics(statistics: Option<Statistics>, output: OutputArgs) -> Result
     Ok(())
 }
 
+fn attached(args: &RunArgs, vm: &Vm) -> Attached {
+    let control = vm.control();
+    Attached {
+        name: args.name.clone(),
+        escape: args.escape,
+        keyboard: keyboard(args, vm),
+        ask: Box::new(move |request| control.request(request).ok()),
+        detach: None,
+    }
+}
+
 /// All consoles print on standard output.
 fn host_io(args: &RunArgs, output: &Output) -> HostIo {
     let console_out: Option<Box<dyn io::Write + Send>> = match args.machine.console {
@@ -131,7 +144,7 @@ fn keyboard(args: &RunArgs, vm: &Vm) -> Keyboard {
 }
 
 /// Says how it ended, where that is not what everybody expects.
-fn tell(end: &End) -> Code {
+pub fn tell(end: &End) -> Code {
     match end {
         End::PoweredOff => Code::Success,
         End::DebugExit(value) => Code::DebugExit(*value),

@@ -26,6 +26,8 @@ pub enum Pressed {
     PauseOrContinue,
     /// i
     Status,
+    /// d
+    Detach,
     /// Any other key.
     Back,
 }
@@ -72,6 +74,7 @@ fn entry(byte: u8) -> Pressed {
         b'r' => Pressed::Reset,
         b'z' => Pressed::PauseOrContinue,
         b'i' => Pressed::Status,
+        b'd' => Pressed::Detach,
         _ => Pressed::Back,
     }
 }
