@@ -11,13 +11,17 @@ mod choice;
 mod disk;
 mod escape;
 mod image;
+mod vms;
 
 use choice::EngineParser;
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
 pub use image::{BuildArgs, ImageCommand, InfoArgs, ListArgs};
-
 use store::Size;
+pub use vms::{
+    ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RmArgs, StopArgs, VmInfoArgs,
+    VmListArgs, WhichArgs,
+};
 
 use crate::exit;
 use crate::network::NetworkArgs;
@@ -34,6 +38,13 @@ Examples:
   A Debian on a disk
     ospite run -m 1G -d debian.img --kernel vmlinuz --initrd initrd.img \\
         --append 'console=ttyS0 root=/dev/vda rw'
+
+  A VM that lasts: create it, switch it on, look at it, switch it off
+    ospite create web -d web.qcow2 --kernel vmlinuz --initrd initrd.img \\
+        --append 'console=ttyS0 root=/dev/vda rw'
+    ospite start web
+    ospite console web
+    ospite stop web
 
   All about running a VM
     ospite run --help";
@@ -91,6 +102,33 @@ pub enum Command {
     /// Make, list and remove images: what VMs start from
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Create a VM that lasts; it is off
+    Create(Box<CreateArgs>),
+    /// Switch VMs on; they run in the background
+    Start(WhichArgs),
+    /// Have VMs power off, and cut their power when they do not
+    Stop(StopArgs),
+    /// Stop VMs and start them again
+    Restart(StopArgs),
+    /// Cut the power of VMs
+    Kill(WhichArgs),
+    /// Remove VMs that are off, with their disks
+    Rm(RmArgs),
+    /// List the VMs
+    #[command(visible_alias = "ls")]
+    List(VmListArgs),
+    /// Tell all about a VM
+    Info(VmInfoArgs),
+    /// Print what the guest printed
+    Logs(LogsArgs),
+    /// Make this terminal the VM's
+    Console(ConsoleArgs),
+    /// Restarts a VM's process
+    #[command(hide = true)]
+    VmKeeper(ProcessArgs),
+    /// A VM in the background
+    #[command(hide = true)]
+    VmProcess(ProcessArgs),
     /// Tell what this host offers, and the commands that mend what it lacks
     Doctor(DoctorArgs),
     /// Print the completion script for a shell
@@ -164,7 +202,7 @@ pub struct MachineArgs {
     pub initrd: Option<PathBuf>,
 
     /// The kernel's command line [default: console=ttyS0, or console=hvc0 with --console virtio]
-    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
 
     /// Which of the guest's consoles has the keyboard: the serial line ttyS0, or hvc0, a virtio console

@@ -23,9 +23,16 @@ pub enum Code {
     Reset,
     /// The user cut the power.
     Killed,
+    /// There is no such VM, or it is not in a state for what was asked.
+    WrongState,
 }
 
 impl Code {
+    const OURS: [Code; 9] = {
+        use Code::*;
+        [Success, Usage, Build, Engine, Internal, TripleFault, Reset, Killed, WrongState]
+    };
+
     /// The number that the shell sees.
     pub fn number(self) -> i32 {
         match self {
@@ -39,7 +46,13 @@ impl Code {
             Code::TripleFault => 10,
             Code::Reset => 12,
             Code::Killed => 14,
+            Code::WrongState => 16,
         }
+    }
+
+    /// The code with that number; debug-exit values have none of their own.
+    pub fn from_number(number: i32) -> Option<Code> {
+        Code::OURS.into_iter().find(|code| code.number() == number)
     }
 }
 
@@ -54,6 +67,7 @@ const TABLE: &[(&str, &str)] = &[
     ("10", "the guest triple-faulted, and --no-reboot was given"),
     ("12", "the guest reset itself, and --no-reboot was given"),
     ("14", "the power was cut from the console's menu"),
+    ("16", "there is no such VM, or it is not in a state for what was asked"),
     ("signal", "the power was cut by a signal: ospite dies of that signal"),
 ];
 
@@ -74,16 +88,14 @@ mod tests {
         assert_eq!(Code::DebugExit(0).number(), 1);
         assert_eq!(Code::DebugExit(0x10).number(), 33);
         assert_eq!(Code::DebugExit(u32::MAX).number(), 255);
-        use Code::*;
-        for ours in [Success, Usage, Build, Engine, Internal, TripleFault, Reset, Killed] {
+        for ours in Code::OURS {
             assert_eq!(ours.number() % 2, 0, "{ours:?}");
         }
     }
 
     #[test]
     fn every_code_of_ours_is_in_the_table() {
-        use Code::*;
-        for ours in [Success, Usage, Build, Engine, Internal, TripleFault, Reset, Killed] {
+        for ours in Code::OURS {
             assert!(TABLE.iter().any(|(code, _)| *code == ours.number().to_string()), "{ours:?}");
         }
     }

@@ -30,6 +30,27 @@ impl Failure {
         self
     }
 
+    /// The code to exit with.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What failed, and why.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// Says first for what it was tried.
+    pub fn context(mut self, what: &str) -> Failure {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     /// Prints it; the code to exit with.
     pub fn tell(&self) -> Code {
         say(&self.message);

@@ -19,11 +19,15 @@ mod output;
 mod panics;
 mod run;
 mod signals;
+mod vm_process;
+mod vms;
 
 use cli::{Cli, Command};
 use failure::Failure;
+use vms::{commands, keeper};
 
 fn main() {
+    completions::answer_shells();
     panics::prepare();
     let cli = Cli::parse();
     logger::start(cli.verbose);
@@ -40,6 +44,18 @@ fn dispatch(command: Command) -> Result<exit::Code, Failure> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Image(command) => image::image(&command),
+        Command::Create(args) => commands::create(&args),
+        Command::Start(which) => commands::start(&which),
+        Command::Stop(args) => commands::stop(&args),
+        Command::Restart(args) => commands::restart(&args),
+        Command::Kill(which) => commands::kill(&which),
+        Command::Rm(args) => commands::rm(&args),
+        Command::List(args) => commands::list(&args),
+        Command::Info(args) => commands::info_of(&args),
+        Command::Logs(args) => commands::logs(&args),
+        Command::Console(args) => commands::console(&args),
+        Command::VmKeeper(args) => keeper::keep(&args.name),
+        Command::VmProcess(args) => vm_process::run(&args.name),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),

@@ -34,7 +34,7 @@ impl OutputArgs {
     /// Prints `value` as JSON, or `text` of it.
     pub fn print<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<(), Failure> {
         let mut answer = self.render(value, text)?;
-        if !answer.ends_with('\n') {
+        if !answer.is_empty() && !answer.ends_with('\n') {
             answer.push('\n');
         }
         print(answer.as_bytes())
@@ -51,6 +51,20 @@ fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map_err(|error| Failure::from_error(Code::Internal, &error))
 }
 
+/// A table for people.
+pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
+    let titles = titles.iter().map(|title| (*title).to_owned()).collect();
+    let rows: Vec<&Vec<String>> = std::iter::once(&titles).chain(rows).collect();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..titles.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &&Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
+        cells.collect::<String>().trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
 /// Writes to standard output. A reader that has seen enough (`ospite man | head`) is no failure.
 pub fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
@@ -59,5 +73,16 @@ pub fn print(bytes: &[u8]) -> Result<(), Failure> {
             Err(Failure::new(Code::Internal, format!("cannot write to standard output: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["web".to_owned(), "running".into()], vec!["ä".into(), String::new()]];
+        assert_eq!(table(&["NAME", "STATE"], &rows), "NAME  STATE\nweb   running\nä\n");
     }
 }

@@ -110,6 +110,24 @@ impl Watch {
     }
 }
 
+/// For a command whose end ends nothing else: the terminal is as it was when a signal ends it.
+pub fn leave_terminal_in_order() -> io::Result<()> {
+    let Caught(mut signals) = catch()?;
+    let body = move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGCONT => terminal::leave_while(|| {}),
+                SIGTSTP => terminal::leave_while(|| drop(emulate_default_handler(SIGTSTP))),
+                _ => {
+                    terminal::restore();
+                    let _ = emulate_default_handler(signal);
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(body).map(drop)
+}
+
 fn name(signal: i32) -> &'static str {
     signal_name(signal).unwrap_or("signal")
 }

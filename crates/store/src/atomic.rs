@@ -75,6 +75,11 @@ impl Lock {
         }
     }
 
+    /// The lock that a parent process has shared with this one.
+    pub fn inherited(file: OwnedFd) -> Lock {
+        Lock(file.into())
+    }
+
     /// The same lock for a child process: it is lifted when nobody has it open any more.
     ///
     /// # Errors
@@ -128,7 +133,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let lock = Lock::wait(&path).unwrap();
-        let theirs = lock.share().unwrap();
+        let theirs = Lock::inherited(lock.share().unwrap());
         drop(lock);
         assert!(Lock::try_now(&path).unwrap().is_none());
         drop(theirs);

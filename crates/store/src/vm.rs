@@ -18,7 +18,7 @@ pub mod log;
 mod process;
 mod state;
 
-pub use definition::{Boot, Console, Definition, Disk, Health, Network, Probe, Restart};
+pub use definition::{Boot, Console, Definition, Disk, Health, Probe, Restart, VERSION};
 pub use error::Error;
 pub use folder::{Folder, create, find, list, remove};
 pub use process::Process;

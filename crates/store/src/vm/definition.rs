@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use net::NetworkSettings;
 use serde::{Deserialize, Serialize};
 
 use crate::Name;
 
 /// The version of this file's form. A field that is added gets a default and needs no new one.
-pub(super) const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 /// A VM as its owner asked for it. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +21,13 @@ pub struct Definition {
     /// When it was created, in seconds since 1970.
     pub created: u64,
     /// What it starts.
+    #[serde(flatten)]
     pub boot: Boot,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// What they say they are, by name.
+    #[serde(default = "host")]
+    pub cpu: String,
     /// Memory in bytes.
     pub memory: u64,
     /// Size of its own disk in bytes; the image's where absent.
@@ -40,8 +45,8 @@ pub struct Definition {
     #[serde(default)]
     pub no_reboot: bool,
     /// How it is connected.
-    #[serde(default)]
-    pub network: Network,
+    #[serde(flatten)]
+    pub network: NetworkSettings,
     /// Whether it comes back when it ends.
     #[serde(default)]
     pub restart: Restart,
@@ -57,13 +62,14 @@ pub struct Definition {
 
 /// What a VM starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(untagged)]
 pub enum Boot {
     /// A kernel of the host's.
     Kernel {
         /// The kernel.
         kernel: PathBuf,
         /// The initial RAM disk.
+        #[serde(default)]
         initrd: Option<PathBuf>,
         /// Its command line.
         cmdline: String,
@@ -78,6 +84,10 @@ pub enum Boot {
     },
 }
 
+fn host() -> String {
+    "host".into()
+}
+
 /// A disk that is not the VM's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -86,6 +96,9 @@ pub struct Disk {
     /// Its format; told by content where absent.
     #[serde(default)]
     pub format: Option<disk::Format>,
+    /// The image that this one, an overlay, is on.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
     /// The guest may not write.
     #[serde(default)]
     pub read_only: bool,
@@ -105,13 +118,14 @@ pub enum Console {
     Virtio,
 }
 
-/// How a VM is connected.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
-    /// The hardware addresses of its cards, chosen when it was created, so that its guest finds the same
-    /// cards at every start.
-    #[serde(default)]
-    pub macs: Vec<String>,
+impl Console {
+    /// What tells a Linux kernel to use it.
+    pub fn cmdline(self) -> &'static str {
+        match self {
+            Console::Serial => "console=ttyS0",
+            Console::Virtio => "console=hvc0",
+        }
+    }
 }
 
 /// Whether a VM comes back when it ends without having been told to.
@@ -165,13 +179,14 @@ pub(super) mod tests {
             created: 1,
             boot: kernel,
             cpus: 2,
+            cpu: "host".into(),
             memory: 1 << 30,
             disk_size: None,
-            disks: vec![Disk { path: "/d".into(), format: None, read_only: true, serial: None }],
+            disks: vec![Disk { path: "/d".into(), format: None, base: None, read_only: true, serial: None }],
             engine: "auto".into(),
             console: Console::Serial,
             no_reboot: false,
-            network: Network { macs: vec!["02:00:00:00:00:01".into()] },
+            network: serde_json::from_str(r#"{"network":"office","publish":["8080:80"]}"#).unwrap(),
             restart: Restart::OnFailure,
             health: Some(Health { probe: Probe::Http(80, "/".into()), interval: 1, timeout: 2, retries: 3 }),
             stop_timeout: 90,
@@ -182,15 +197,17 @@ pub(super) mod tests {
     #[test]
     fn a_definition_survives_its_file() {
         let web = some("web");
-        let text = serde_json::to_string_pretty(&web).unwrap();
+        let text = serde_json::to_string(&web).unwrap();
+        assert!(text.contains(r#""network":"office","publish":["8080:80"]"#), "{text}");
         assert_eq!(serde_json::from_str::<Definition>(&text).unwrap(), web);
     }
 
     #[test]
     fn a_short_one_of_an_older_version_gets_the_defaults() {
-        let text = r#"{ "version": 1, "name": "web", "created": 1, "boot": { "image": { "image": "debian" } },
+        let text = r#"{ "version": 1, "name": "web", "created": 1, "image": "debian",
             "cpus": 1, "memory": 1073741824, "engine": "auto", "stop_timeout": 90 }"#;
         let web: Definition = serde_json::from_str(text).unwrap();
+        assert_eq!(web.boot, Boot::Image { image: "debian".parse().unwrap(), append: None });
         assert_eq!((web.restart, web.console), (Restart::No, Console::Serial));
         assert!(web.labels.is_empty() && web.health.is_none());
     }

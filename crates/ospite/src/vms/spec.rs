@@ -1,0 +1,58 @@
+//! From what was asked for to what is built.
+
+use machine::{BootSpec, DiskSpec, VmSpec};
+use store::Home;
+use store::image::Image;
+use store::vm::{Boot, Definition, Disk, Folder};
+
+use crate::exit::Code;
+use crate::failure::Failure;
+use crate::network;
+
+/// The machine of a VM.
+pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmSpec, Failure> {
+    let (boot, own) = match &definition.boot {
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            let boot = BootSpec { kernel: kernel.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
+            (boot, None)
+        }
+        Boot::Image { image, append } => {
+            let image = Image::open(home, image).map_err(|error| Failure::from_error(Code::Build, &error))?;
+            (
+                image_boot(&image, definition.console.cmdline(), append.as_deref()),
+                Some(own_disk(&image, folder)),
+            )
+        }
+    };
+    Ok(VmSpec {
+        name: definition.name.to_string(),
+        cpus: definition.cpus,
+        cpu_model: definition.cpu.parse().map_err(|error| Failure::from_error(Code::Build, &error))?,
+        memory: definition.memory,
+        disks: own.into_iter().chain(definition.disks.iter().map(disk)).collect(),
+        boot,
+        nets: network::cards(definition.name.as_str(), &definition.network),
+    })
+}
+
+/// A later word of the command line overrules an earlier one.
+fn image_boot(image: &Image, console: &str, append: Option<&str>) -> BootSpec {
+    let words = [console, &image.manifest.cmdline, append.unwrap_or_default()];
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    BootSpec { kernel: image.kernel(), initrd: image.initrd(), cmdline: words.join(" ") }
+}
+
+fn own_disk(image: &Image, folder: &Folder) -> DiskSpec {
+    DiskSpec {
+        path: folder.disk(),
+        format: Some(disk::Format::Qcow2),
+        base: Some(image.disk()),
+        read_only: false,
+        serial: None,
+    }
+}
+
+fn disk(disk: &Disk) -> DiskSpec {
+    let Disk { path, format, base, read_only, serial } = disk.clone();
+    DiskSpec { path, format, base, read_only, serial }
+}
