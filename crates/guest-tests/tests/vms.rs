@@ -1,0 +1,179 @@
+//! VMs that last: a life from `create` to `rm`, and what happens when its processes die.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_tests::artefacts::{self, cloud_kernel};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const WRONG_STATE: i32 = 16;
+
+/// A home of its own, with nothing in it. Whatever still runs in it is killed at the end.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Home {
+        Home(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(artefacts::ospite());
+        command.args(line.split_whitespace()).env("OSPITE_HOME", self.path("home"));
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// Does what must work; what it prints.
+    fn ospite(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What cannot work: the exit code, and what it says.
+    fn refused(&self, line: &str) -> (i32, String) {
+        let output = self.run(line);
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Creates a VM whose guest does `script` with /dev/vda, and then has a shell.
+    fn create(&self, name: &str, options: &str, script: &str) {
+        let kernel = cloud_kernel();
+        let append = format!(
+            "console=ttyS0 ospite.modules=virtio_pci,virtio_blk ospite.shell ospite.run=\"{script}\""
+        );
+        let mut command = self.command(&format!("create {name} -m 256M --network none {options}"));
+        command.arg("--kernel").arg(kernel.vmlinuz).arg("--initrd").arg(kernel.initrd);
+        let output = command.arg("--append").arg(append).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// A field of `info --json`, as text.
+    fn info(&self, name: &str, field: &str) -> String {
+        let text = self.ospite(&format!("info {name} --json"));
+        let key = format!("\"{field}\": ");
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(&key));
+        line.unwrap_or_else(|| panic!("no {field} in {text}")).trim_matches(|c| "\",".contains(c)).into()
+    }
+
+    fn until(&self, what: &str, done: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "{what}: {}", self.ospite("list"));
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn wait_for(&self, name: &str, text: &str) {
+        self.until(text, || self.ospite(&format!("logs {name}")).contains(text));
+    }
+
+    fn kill(&self, name: &str, which: &str) {
+        let pid = self.info(name, which).parse().ok().and_then(Pid::from_raw).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = self.run("rm --force --all");
+    }
+}
+
+fn disk(path: &Path) {
+    fs::File::create(path).unwrap().set_len(1 << 20).unwrap();
+}
+
+/// Counts its starts on the disk: the number is read, raised, and on the disk before it is printed.
+const COUNT: &str = "n=$(head -c 8 /dev/vda | tr -dc 0-9); n=$((n + 1)); \
+    printf $n | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null; echo this is start $n";
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn a_vm_lives_from_create_to_rm_and_its_data_with_it() {
+    let home = Home::new();
+    disk(&home.path("data.raw"));
+    let options = format!("--restart on-failure -d {},format=raw", home.path("data.raw").display());
+    home.create("web", &options, COUNT);
+    assert_eq!(home.info("web", "state"), "off");
+    assert_eq!(home.refused("create web --kernel /dev/null").0, WRONG_STATE);
+    home.ospite("start web");
+    assert_eq!(home.info("web", "state"), "running");
+    home.wait_for("web", "this is start 1");
+    let (code, said) = home.refused("start web");
+    assert!(code == WRONG_STATE && said.contains("running already"), "{said}");
+    let (code, said) = home.refused("stop wep");
+    assert!(code == WRONG_STATE && said.contains("did you mean `web`"), "{said}");
+
+    // This guest does not listen to its power button.
+    let begun = Instant::now();
+    assert!(home.ospite("stop web --timeout 1").contains("power cut"));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert_eq!(home.info("web", "state"), "off");
+    assert_eq!(home.refused("stop web").0, WRONG_STATE);
+
+    home.ospite("start web");
+    home.wait_for("web", "this is start 2");
+    home.kill("web", "pid");
+    home.wait_for("web", "this is start 3");
+    assert_eq!(home.info("web", "restarts"), "1");
+    // Without its keeper it runs on, and can still be stopped.
+    home.kill("web", "keeper");
+    assert_eq!(home.info("web", "state"), "running");
+    assert_eq!(home.refused("rm web").0, WRONG_STATE);
+    home.ospite("kill web");
+    home.ospite("rm web");
+    assert_eq!(home.ospite("list --json").trim(), "[]");
+    assert_eq!(fs::read_dir(home.path("home/vms")).unwrap().count(), 1, "only the lock");
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn the_console_is_shared_and_the_guest_ends_it() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let home = Home::new();
+    home.create("web", "", "true");
+    home.ospite("start web");
+    home.wait_for("web", "/ # ");
+    let console = |typed: &[u8]| {
+        let mut command = home.command("console web");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(typed).unwrap();
+        child
+    };
+    let watching = console(b"");
+    thread::sleep(Duration::from_secs(1));
+    let typing = console(b"echo $((6 * 7))-fold; exit\r");
+    for console in [watching, typing] {
+        let output = console.wait_with_output().unwrap();
+        let seen = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && seen.contains("42-fold"), "{output:?}");
+    }
+    home.until("it is off", || home.info("web", "state") == "off");
+    assert!(home.ospite("info web").contains("the guest powered itself off"));
+    assert!(home.ospite("logs web --tail 30").contains("42-fold"));
+}
+
+#[test]
+#[ignore = "needs the release binary: make guest-test"]
+fn a_vm_that_cannot_start_says_why_and_does_not_try_again() {
+    let home = Home::new();
+    fs::write(home.path("vmlinuz"), "no kernel").unwrap();
+    home.ospite(&format!("create web --restart always --kernel {}", home.path("vmlinuz").display()));
+    let (code, said) = home.refused("start web");
+    assert!(code == 4 && said.contains("cannot start web") && said.contains("is no kernel"), "{said}");
+    home.until("it is off", || home.info("web", "state") == "failed");
+}
