@@ -178,6 +178,11 @@ impl JumpCache {
             self.entries[slot ^ 1] = before;
         }
         self.entries[slot] = JumpEntry { linear, context, page: linear & PAGE, code };
+        self.note(linear, private);
+    }
+
+    /// What is linked depends on the translation of a linear address.
+    pub fn note(&mut self, linear: u64, private: bool) {
         let page = (linear >> 12) as usize & 4095;
         self.pages[page / 64] |= 1 << (page % 64);
         self.private |= private;

@@ -33,6 +33,7 @@ pub mod cc {
     pub const AE: u8 = 3;
     pub const BE: u8 = 6;
     pub const A: u8 = 7;
+    pub const NS: u8 = 9;
 }
 
 /// Operations of the first ALU group, by their number in the opcode.

@@ -32,7 +32,8 @@ impl Builder<'_> {
         match in_page(insn.target()) {
             Some(target) => {
                 let jump = self.asm.jmp_forward();
-                self.cold.push(Cold::Link { jump, target, entry: Entry::Indirect, save: false });
+                let entry = if target > insn.at { Entry::Forward } else { Entry::Indirect };
+                self.cold.push(Cold::Link { jump, target, entry, save: false });
             }
             None => self.far(insn.target()),
         }

@@ -28,6 +28,8 @@ pub struct Unit {
     pub checked: u64,
     /// For all others: flags in their slot; looks at the attention word.
     pub indirect: u64,
+    /// For those of them that go forward: the same, and does not.
+    pub forward: u64,
 }
 
 impl Unit {
@@ -37,6 +39,7 @@ impl Unit {
             LinkEntry::Direct => self.direct,
             LinkEntry::Checked => self.checked,
             LinkEntry::Indirect => self.indirect,
+            LinkEntry::Forward => self.forward,
         }
     }
 }
@@ -99,7 +102,7 @@ pub enum End {
     Cut,
     /// The next instruction must be interpreted.
     Interpret,
-    /// The next instruction lies across the end of the page.
+    /// The next instruction lies across the end of the page: it is a unit of its own.
     Straddle,
 }
 
@@ -164,9 +167,34 @@ pub fn build_straddle(at: u32, base: u64, place: &Place<'_>, sites: &mut Vec<Sit
     b.save_flags();
     let indirect = b.asm.here();
     b.attention(at);
+    let forward = b.asm.here();
     b.straddle(at);
     b.emit_cold();
-    (b.asm.bytes().to_vec(), Unit { direct, checked: direct, indirect })
+    (b.asm.bytes().to_vec(), Unit { direct, checked: direct, indirect, forward })
+}
+
+/// Builds a unit of an instruction across the end of the page. Answers with it where the number of the
+/// link is that its bytes in the next page are guarded by: as a jump there, it is good for one mapping.
+pub fn build_across(
+    insn: &Insn,
+    base: u64,
+    place: &Place<'_>,
+    sites: &mut Vec<Site>,
+) -> (Vec<u8>, Unit, u64) {
+    let mut b = Builder::new(base, place, sites);
+    let direct = b.asm.here();
+    b.save_flags();
+    let indirect = b.asm.here();
+    b.attention(insn.at);
+    let forward = b.asm.here();
+    let (guard, other) = b.link_guard();
+    b.slot = true;
+    b.instruction(insn);
+    b.end(std::slice::from_ref(insn), End::Cut);
+    b.asm.bind(other);
+    b.straddle(insn.at);
+    b.emit_cold();
+    (b.asm.bytes().to_vec(), Unit { direct, checked: direct, indirect, forward }, guard)
 }
 
 impl<'a> Builder<'a> {
@@ -192,7 +220,8 @@ impl Builder<'_> {
             Entry::Dead => {
                 let checked = self.asm.here();
                 self.attention(start);
-                Unit { direct: self.asm.here(), checked, indirect: checked }
+                let direct = self.asm.here();
+                Unit { direct, checked, indirect: checked, forward: direct }
             }
             Entry::Slot => {
                 let direct = self.asm.here();
@@ -200,16 +229,17 @@ impl Builder<'_> {
                 let indirect = self.asm.here();
                 self.attention(start);
                 self.slot = true;
-                Unit { direct, checked: direct, indirect }
+                Unit { direct, checked: direct, indirect, forward: self.asm.here() }
             }
             Entry::Host => {
                 let checked = self.asm.here();
                 self.save_flags();
                 let indirect = self.asm.here();
                 self.attention(start);
+                let forward = self.asm.here();
                 self.restore_flags();
                 self.host = true;
-                Unit { direct: self.asm.here(), checked, indirect }
+                Unit { direct: self.asm.here(), checked, indirect, forward }
             }
         }
     }
@@ -230,14 +260,15 @@ impl Builder<'_> {
         self.attention(shadow.end());
     }
 
-    /// Host flags to their slot. Needs nothing but a slot for RAX.
+    /// Host flags to their slot. Uses A.
     pub fn save_flags(&mut self) {
-        self.asm.store(slot(at::RAX), host::RAX);
+        self.asm.mov(A, host::RAX);
         self.asm.flags_to_ax();
         self.asm.store32(slot(at::FLAGS), host::RAX);
-        self.asm.load(host::RAX, slot(at::RAX));
+        self.asm.mov(host::RAX, A);
     }
 
+    /// And back. Uses nothing: an instruction's operand may be in A and B.
     fn restore_flags(&mut self) {
         self.asm.store(slot(at::RAX), host::RAX);
         self.asm.load32(host::RAX, slot(at::FLAGS));
@@ -245,7 +276,7 @@ impl Builder<'_> {
         self.asm.load(host::RAX, slot(at::RAX));
     }
 
-    /// The host's flags are about to be disturbed; `live` are those still wanted.
+    /// The host's flags are about to be disturbed; `live` are those still wanted. Uses A.
     pub fn disturb(&mut self, live: u32) {
         if live != 0 && self.host && !self.slot {
             self.save_flags();
@@ -368,11 +399,7 @@ impl Builder<'_> {
                 self.asm.push_imm(site);
                 self.asm.jmp(self.place.stubs.exit);
             }
-            End::Straddle => {
-                self.want_slot(live);
-                self.straddle(last.end());
-            }
-            End::Cut => self.go(last, last.end().into(), live),
+            End::Straddle | End::Cut => self.go(last, last.end().into(), live),
         }
     }
 
@@ -400,15 +427,14 @@ impl Builder<'_> {
 
     /// Goes on in another page. Flags are in their slot.
     ///
-    /// The jump is linked to its target as it is mapped now; the guard tells whether it still is.
+    /// The jump is linked to its target as it is mapped now; the guard tells whether it still is. Whoever
+    /// finds it linked for others uses the jump cache, or links it anew if that was not done too often.
     pub fn far(&mut self, offset: i64) {
         let Ok(delta) = i32::try_from(offset & !0xfff) else {
             self.page_relative(A, offset);
             return self.asm.jmp(self.place.stubs.indirect);
         };
-        self.asm.alu_mem32_imm(Alu::Cmp, slot(at::LINK_ID), u32::MAX);
-        let guard = self.asm.here() - 4;
-        let other = self.asm.jcc_forward(cc::NZ);
+        let (guard, other) = self.link_guard();
         self.asm.add_mem_imm(slot(at::PAGE), delta);
         let jump = self.asm.jmp_forward();
         // Not linked yet: to Rust. Once it is, those who find it linked for others use the jump cache.
@@ -418,11 +444,22 @@ impl Builder<'_> {
         self.asm.push_imm(site);
         self.asm.jmp(self.place.stubs.exit);
         let lookup = self.asm.here();
+        self.asm.alu_mem32_imm(Alu::Sub, slot(at::RELINKS), 1);
+        let relink = self.asm.jcc_forward(cc::NS);
         self.asm.store_imm32(slot(at::FAR_SITE), site);
         self.page_relative(A, offset);
         self.asm.jmp(self.place.stubs.far);
+        self.asm.bind(relink);
+        self.asm.push_imm(site);
+        self.asm.jmp(self.place.stubs.exit);
         let (jump, other) = (self.asm.address(jump.position()), self.asm.address(other.position()));
         self.site(Site::Far(FarSite { guard, jump, other, lookup, offset }));
+    }
+
+    /// Compares the link number with one to be filled in: where that is, and a jump for when they differ.
+    fn link_guard(&mut self) -> (u64, Fixup) {
+        self.asm.alu_mem32_imm(Alu::Cmp, slot(at::LINK_ID), u32::MAX);
+        (self.asm.here() - 4, self.asm.jcc_forward(cc::NZ))
     }
 
     /// `reg` = page + offset, without touching flags.

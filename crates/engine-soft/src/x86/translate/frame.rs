@@ -54,6 +54,8 @@ pub struct Frame {
     pub far_site: u64,
     /// Address of the translator, for the helpers.
     pub translator: u64,
+    /// How many jumps to other pages may be linked anew for the current context.
+    pub relinks: u64,
     /// What to add to the addresses of each group of accesses ([`groups`](super::groups)).
     pub groups: [u64; MAX_GROUPS],
 }
@@ -131,6 +133,8 @@ pub mod at {
 
     /// [`JumpCache::link_id`].
     pub const LINK_ID: i32 = (TLB + offset_of!(Tlb, jumps) + offset_of!(JumpCache, link_id)) as i32;
+    /// [`Frame::relinks`].
+    pub const RELINKS: i32 = (FRAME + offset_of!(Frame, relinks)) as i32;
     /// [`Frame::far_site`].
     pub const FAR_SITE: i32 = (FRAME + offset_of!(Frame, far_site)) as i32;
 

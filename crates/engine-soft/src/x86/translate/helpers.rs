@@ -128,6 +128,7 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
         cpu.regs[RIP as usize] = cpu.frame.page.wrapping_add(at.into());
         return LEAVE;
     };
+    translator.link_straddle(cpu, at);
     let mode = mode_bits(cpu);
     if run_op(cpu, translator, &OpSite { resume: 1, ..OpSite::new(op, at) }) == LEAVE
         || mode_bits(cpu) != mode

@@ -109,6 +109,9 @@ impl Builder<'_> {
     /// flags, which are seen to, unless the check was made before.
     pub fn memory(&mut self, insn: &Insn, access: Access, b_wanted: bool) -> Operand {
         if let Some(part) = self.uses.memory {
+            if insn.alignment > 1 {
+                self.disturb(insn.live_before());
+            }
             let mut mem = self.grouped(insn, Location::of(insn), part);
             let mut unaligned = None;
             if b_wanted || insn.alignment > 1 {
@@ -116,7 +119,6 @@ impl Builder<'_> {
                 mem = Mem::at(A, 0);
             }
             if insn.alignment > 1 {
-                self.disturb(insn.live_before());
                 unaligned = self.check_alignment(insn);
             }
             return Operand { mem, checked: None, unaligned };

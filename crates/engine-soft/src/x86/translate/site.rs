@@ -37,6 +37,8 @@ pub enum Entry {
     Checked,
     /// [`Unit::indirect`](super::build::Unit::indirect)
     Indirect,
+    /// [`Unit::forward`](super::build::Unit::forward)
+    Forward,
 }
 
 /// Places in the code of a jump to another page.

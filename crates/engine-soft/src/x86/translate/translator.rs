@@ -20,7 +20,7 @@ use super::super::fast::NO_CONTEXT;
 use super::super::op::{Op, RIP, flag};
 use super::super::run::{code_page, copy_page, step_block};
 use super::super::tlb::View;
-use super::build::{End, Place, Unit, build, build_straddle, liveness};
+use super::build::{End, Place, Unit, build, build_across, build_straddle, liveness};
 use super::cache::CodeCache;
 use super::groups::{PLAIN, plan};
 use super::helpers;
@@ -45,6 +45,9 @@ const ROOM: usize = 64 << 10;
 const MAX_SITES: usize = 1 << 20;
 /// Page and context pairs remembered.
 const MAX_ALIASES: usize = 1 << 19;
+/// Jumps that are linked anew, at most, from one tick to the next: this costs as much as a few hundred
+/// instructions, and is in vain if the next address space to run has other ideas.
+const RELINKS: u64 = 64;
 const OFFSET: u64 = PAGE_SIZE - 1;
 
 /// What a unit is found by: page and offset, and the parts of the mode that translation depends on.
@@ -86,6 +89,8 @@ struct Straddle {
     /// Guest-physical address of the second page.
     second: u64,
     op: Op,
+    /// Guard of the unit that it is translated to.
+    guard: Option<u64>,
 }
 
 /// A jump that can be linked if the next unit to run is its target.
@@ -343,6 +348,7 @@ impl Translator {
             }
             Some(Site::Leave { at }) => {
                 self.stats.attentions += 1;
+                cpu.frame.relinks = RELINKS;
                 cpu.regs[RIP as usize] = page.wrapping_add(at.into());
             }
         }
@@ -373,7 +379,8 @@ impl Translator {
                 self.cache.patch_jump(site.other, site.lookup);
                 if linkable {
                     self.cache.patch(site.guard, cpu.tlb.jumps.link_id as u32);
-                    self.cache.patch_jump(site.jump, unit.indirect);
+                    let forward = site.offset >= PAGE_SIZE as i64;
+                    self.cache.patch_jump(site.jump, if forward { unit.forward } else { unit.indirect });
                 }
             }
         }
@@ -582,17 +589,20 @@ impl Translator {
         let bytes = pages.map(|page| copy_page(&page));
         let both = [&bytes[0][at.into()..], &bytes[1][..MAX_LEN]].concat();
         let op = decode::decode(&both[..MAX_LEN.min(both.len())], &cpu.mode).ok()??;
-        self.straddles.insert(key, Straddle { versions, second, op });
+        self.straddles.insert(key, Straddle { versions, second, op, guard: None });
         Some(op)
     }
 
-    fn translate_bytes(&mut self, cpu: &Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
+    fn translate_bytes(&mut self, cpu: &mut Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
         let at = (gpa & OFFSET) as u32;
         let (mut insns, end) = self.decode_run(cpu, page, at, mode);
         mark_shadows(&mut insns);
         if insns.is_empty() {
             if end != End::Straddle {
                 return None;
+            }
+            if let Some(unit) = self.translate_across(cpu, page, gpa, mode) {
+                return Some(unit);
             }
             let place = Place { stubs: &self.stubs, view: cpu.view(), mode };
             let (code, unit) = build_straddle(at, self.cache.cursor(), &place, &mut self.sites);
@@ -615,6 +625,56 @@ impl Translator {
         self.stats.instructions += insns.len() as u64;
         self.stats.code_bytes += code.len() as u64;
         Some(unit)
+    }
+
+    /// Translates the instruction at RIP and `gpa`, which goes on in the next page.
+    fn translate_across(&mut self, cpu: &mut Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
+        let next = (cpu.regs[RIP as usize] | OFFSET).wrapping_add(1);
+        let second = code_page(cpu, next).ok()?;
+        let vm = cpu.vm.clone();
+        let pages = [vm.ram.page(gpa)?, vm.ram.page(second)?];
+        let (version, fresh) = pages[1].state.mark_code();
+        if fresh {
+            cpu.tlb.protect_writes();
+        }
+        if !vm.settle_code(cpu.id, fresh) {
+            return None;
+        }
+        let at = gpa & OFFSET;
+        let mut bytes = page[at as usize..].to_vec();
+        bytes.extend_from_slice(&copy_page(&pages[1])[..MAX_LEN]);
+        bytes.truncate(MAX_LEN);
+        let features = features_of(mode);
+        let insn = decode(&bytes, at as u32, &cpu.mode, features, &mut self.factory).ok()??;
+        let mut insns = [insn];
+        liveness(&mut insns, &|_| ARITHMETIC);
+        let place = Place { stubs: &self.stubs, view: cpu.view(), mode: mode & !PLAIN };
+        let (code, unit, guard) = build_across(&insns[0], self.cache.cursor(), &place, &mut self.sites);
+        self.cache.append(&code)?;
+        // A change of either page voids it.
+        let known = self.pages.entry(second).or_insert(Page { version, units: Vec::new() });
+        known.units.push(Key::new(gpa, mode));
+        let versions = [pages[0].state.version(), version];
+        let (op, guard) = (insns[0].op, Some(guard));
+        self.straddles.insert(Key::new(gpa, mode_bits(cpu)), Straddle { versions, second, op, guard });
+        Some(unit)
+    }
+
+    /// Lets the unit of the instruction across pages at `at` run as long as the pages stay where they are.
+    /// Its handler is about to run.
+    pub(super) fn link_straddle(&mut self, cpu: &mut Cpu, at: u16) {
+        let rip = cpu.frame.page | u64::from(at);
+        let next = (rip | OFFSET).wrapping_add(1);
+        let user = cpu.cpl == 3;
+        let jumps = &mut cpu.tlb.jumps;
+        let known = jumps.link_id != 0 && self.link_context == cpu.frame.context && !self.lockstep;
+        let Some(first) = cpu.tlb.code(user, rip).filter(|_| known) else { return };
+        let key = Key::new(first | u64::from(at), mode_bits(cpu));
+        if let Some(guard) = self.straddles.get(&key).and_then(|straddle| straddle.guard) {
+            let private = !user && !cpu.tlb.code_is_global(user, next);
+            cpu.tlb.jumps.note(next, private);
+            self.cache.patch(guard, cpu.tlb.jumps.link_id as u32);
+        }
     }
 
     /// Decodes up to an unconditional jump, the end of the page, or what does not decode.

@@ -96,6 +96,25 @@ fn an_instruction_across_pages_is_interpreted_in_between() {
 }
 
 #[test]
+fn an_instruction_across_pages_in_a_loop_is_translated_until_one_of_them_is_written() {
+    let mut pair = Pair::new(&UD2);
+    let start = crate::x86::testing::CODE + 0xffb;
+    // l: add rax, 1; mov ecx, 0x12345678 (cut by the page's end); dec edx; jnz l; ud2
+    let code = [0x48, 0x83, 0xc0, 1, 0xb9, 0x78, 0x56, 0x34, 0x12, 0xff, 0xca, 0x75, 0xf3, 0x0f, 0x0b];
+    pair.poke(start, &code);
+    for (n, change) in [0x12, 0x13, 0x14].into_iter().enumerate() {
+        pair.poke(start + 8, &[change]);
+        pair.set(crate::x86::op::RIP, start);
+        pair.set(reg::RDX, 1000);
+        pair.run();
+        assert_eq!(pair.cpu.regs[1], u64::from(change) << 24 | 0x34_5678);
+        if n == 0 {
+            assert!(pair.translator.stats.straddles < 10, "{:?}", pair.translator.stats);
+        }
+    }
+}
+
+#[test]
 fn a_conditional_move_from_memory_to_a_register_in_a_slot_keeps_it_if_false() {
     // mov r11b, sil; cmp eax, ecx; cmova r11d, [rbx]; setg [rbx+8]
     let code = program(&[&[0x41, 0x88, 0xf3, 0x39, 0xc8, 0x44, 0x0f, 0x47, 0x1b, 0x0f, 0x9f, 0x43, 8]]);
