@@ -109,9 +109,8 @@ impl Builder<'_> {
 
     fn add_net(&mut self, index: u32, spec: &NetSpec, link: Option<Box<dyn Link>>) -> Result<(), Error> {
         let link = link.unwrap_or_else(|| Box::new(CountingSink::new()));
-        let slot = slot(FIRST_NET, index);
-        let net = Net::new(spec.mac, link).map_err(|source| Error::Device { slot, source })?;
-        self.add(slot, net, format!("{}, network {}", spec.mac, spec.network), None)
+        let net = Net::new(spec.mac, link);
+        self.add(slot(FIRST_NET, index), net, format!("{}, network {}", spec.mac, spec.network), None)
     }
 
     fn add_disk(&mut self, first: u8, index: u32, spec: &DiskSpec) -> Result<(), Error> {

@@ -36,6 +36,11 @@ impl Cidr {
         }
     }
 
+    /// How many bits they have in common.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// Whether `address` is one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4() && Cidr::new(address, self.prefix) == *self

@@ -24,7 +24,7 @@ pub use vms::{
 };
 
 use crate::exit;
-use crate::network::NetworkArgs;
+use crate::network::{NetworkArgs, NetworkProcessArgs};
 use crate::output::OutputArgs;
 
 const OVERVIEW: &str = "\
@@ -139,6 +139,9 @@ pub enum Command {
     /// Print the man page, or write all of them into a folder
     #[command(after_help = "Examples:\n  ospite man | man -l -\n  ospite man ~/.local/share/man/man1")]
     Man(ManArgs),
+    /// The process of a network; VMs start it
+    #[command(hide = true)]
+    NetworkProcess(NetworkProcessArgs),
 }
 
 /// The consoles that a guest can have.

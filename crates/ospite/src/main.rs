@@ -59,5 +59,6 @@ fn dispatch(command: Command) -> Result<exit::Code, Failure> {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),
+        Command::NetworkProcess(args) => network::process(args),
     }
 }

@@ -1,10 +1,20 @@
 //! A VM's network: options, and the cable from its card to what they ask for.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
 use clap::Args;
 use machine::NetSpec;
-use net::{Cidr, CountingSink, Link, Mac, NetworkMode, NetworkSettings, Publish};
-use store::Home;
+use net::user::Door;
+use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish};
+use store::{Home, Lock};
 
+use crate::exit::Code;
 use crate::failure::Failure;
 
 /// What is said about a VM's network on the command line.
@@ -36,6 +46,15 @@ impl NetworkArgs {
     }
 }
 
+/// `ospite network-process`
+#[derive(Args, Debug)]
+pub struct NetworkProcessArgs {
+    /// The name of a network that VMs share; standard input is the socket that they come to. Without it,
+    /// it is the one VM's
+    #[arg(long)]
+    pub shared: Option<String>,
+}
+
 /// The network cards of the VM called `vm`.
 pub fn cards(vm: &str, settings: &NetworkSettings) -> Vec<NetSpec> {
     match settings.mode {
@@ -53,7 +72,10 @@ pub fn attach_cards(
     settings: &NetworkSettings,
     cards: &[NetSpec],
 ) -> Result<Vec<Box<dyn Link>>, Failure> {
-    let home = Home::find().map_err(|why| Failure::new(crate::exit::Code::Build, why))?;
+    if cards.is_empty() {
+        return Ok(Vec::new());
+    }
+    let home = Home::find().map_err(|why| Failure::new(Code::Build, why))?;
     cards.iter().map(|card| attach(&home, vm, settings, card.mac)).collect()
 }
 
@@ -61,11 +83,126 @@ pub fn attach_cards(
 ///
 /// # Errors
 /// As [`attach_cards`].
-pub fn attach(
-    _home: &Home,
-    _vm: &str,
-    _settings: &NetworkSettings,
-    _mac: Mac,
-) -> Result<Box<dyn Link>, Failure> {
-    Ok(Box::new(CountingSink::new()))
+pub fn attach(home: &Home, vm: &str, settings: &NetworkSettings, mac: Mac) -> Result<Box<dyn Link>, Failure> {
+    let dial: net::Dial = match &settings.mode {
+        NetworkMode::User => {
+            let mut process = Process::default();
+            Box::new(move || process.private())
+        }
+        NetworkMode::Named(name) => {
+            home.prepare().map_err(|error| Failure::new(Code::Build, error.to_string()))?;
+            let mut shared = Shared::new(home.runtime(), name);
+            Box::new(move || shared.dial())
+        }
+        NetworkMode::Tap(interface) => {
+            return Err(Failure::new(Code::Build, format!("cannot use the interface {interface} yet")));
+        }
+        NetworkMode::None => return Err(Failure::new(Code::Build, "a VM without a network has no card")),
+    };
+    match Attachment::new(&host_name(vm), mac, &settings.publish, &settings.allow, dial) {
+        Ok(attachment) => Ok(Box::new(attachment)),
+        Err(AttachError::Refused(why)) => Err(Failure::new(Code::Build, why)),
+        Err(error) => Err(Failure::from_error(Code::Build, &error)),
+    }
+}
+
+/// What the VM is called in its network: its name, as far as host names go.
+fn host_name(vm: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = vm.chars().map(plain).take(48).collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "vm".into() } else { name.into() }
+}
+
+/// A process that this one has started, and may have to start again.
+#[derive(Default)]
+struct Process(Option<Child>);
+
+impl Process {
+    /// One for this VM alone; the connection to it.
+    fn private(&mut self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.start(OwnedFd::from(theirs), Stdio::inherit(), None)?;
+        Ok(ours.into())
+    }
+
+    fn start(&mut self, door: OwnedFd, messages: Stdio, shared: Option<&str>) -> io::Result<()> {
+        if let Some(mut old) = self.0.take() {
+            let _ = old.kill(); // it may have ended
+            old.wait()?;
+        }
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("network-process").stdin(Stdio::from(door)).stdout(Stdio::null()).stderr(messages);
+        if let Some(name) = shared {
+            command.args(["--shared", name]);
+        }
+        self.0 = Some(command.spawn()?);
+        Ok(())
+    }
+}
+
+/// A network that VMs of one user share. Whoever comes first starts its process.
+struct Shared {
+    name: String,
+    socket: PathBuf,
+    process: Process,
+}
+
+impl Shared {
+    fn new(runtime: &Path, name: &str) -> Shared {
+        let socket = runtime.join(format!("net-{name}.sock"));
+        Shared { name: name.into(), socket, process: Process::default() }
+    }
+
+    fn dial(&mut self) -> io::Result<OwnedFd> {
+        let _lock = Lock::wait(&self.socket.with_extension("lock"))?;
+        match UnixStream::connect(&self.socket) {
+            Ok(stream) => return Ok(stream.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(&self.socket)?
+            }
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(&self.socket)?;
+        std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o600))?;
+        self.process.start(listener.into(), self.log()?.into(), Some(&self.name))?;
+        Ok(UnixStream::connect(&self.socket)?.into())
+    }
+
+    /// It outlives the VM that started it, so that its words go to a file.
+    fn log(&self) -> io::Result<File> {
+        let path = self.socket.with_extension("log");
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)
+    }
+}
+
+/// The process of a network.
+///
+/// # Errors
+/// The host would not give what it needs.
+pub fn process(args: NetworkProcessArgs) -> Result<Code, Failure> {
+    let failed = |error: io::Error| Failure::from_error(Code::Internal, &error);
+    // Signals to the terminal's processes are the VM's.
+    let _ = rustix::process::setsid();
+    let door = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let door = match args.shared {
+        Some(name) => Door::Shared { listener: door, name },
+        None => Door::Private(door),
+    };
+    net::user::run(door).map_err(failed)?;
+    Ok(Code::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_vm_has_a_host_name() {
+        for (vm, name) in [("web", "web"), ("My VM.1", "my-vm-1"), ("--", "vm"), ("é", "vm")] {
+            assert_eq!(host_name(vm), name);
+        }
+        assert_eq!(host_name(&"x".repeat(60)).len(), 48);
+    }
 }

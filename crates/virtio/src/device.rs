@@ -1,6 +1,7 @@
 //! What a device is to the transport and to its worker.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use device::BadState;
 use mem::GuestRam;
@@ -26,8 +27,26 @@ pub struct Kind {
 pub enum Progress {
     /// Everything was taken: the driver is to notify the next time it adds something.
     Drained,
-    /// Buffers are left for what will arrive: the handler's wake-up event comes first.
+    /// Buffers are left for what will arrive: one of the handler's wake-ups comes first.
     Waiting,
+    /// Requests are left for when there is room behind the device: [`WakeOn::Writable`] comes first.
+    Full,
+}
+
+/// A descriptor that wakes a handler.
+pub struct Wake {
+    /// The queue to process then.
+    pub queue: usize,
+    /// When.
+    pub on: WakeOn,
+}
+
+/// When a handler is woken.
+pub enum WakeOn {
+    /// More has arrived here. The handler reads until there is nothing left.
+    Readable(OwnedFd),
+    /// There is room here, after the handler said [`Progress::Full`].
+    Writable(OwnedFd),
 }
 
 /// The half of a device that works off its queues, on the worker's thread.
@@ -44,6 +63,11 @@ pub trait Handler: Send {
     /// The queues to process on that event, where it is not always the same one.
     fn woken(&mut self, index: usize) -> Vec<usize> {
         vec![index]
+    }
+
+    /// Descriptors that wake it, too.
+    fn wakes(&self) -> Vec<Wake> {
+        Vec::new()
     }
 }
 

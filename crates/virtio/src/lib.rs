@@ -27,7 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use blk::Blk;
 pub use console::{Console, ConsoleInput, ConsolePorts, PortStream};
-pub use device::{DeviceState, Handler, Kind, Progress, VirtioDevice};
+pub use device::{DeviceState, Handler, Kind, Progress, VirtioDevice, Wake, WakeOn};
 pub use interrupt::Interrupt;
 pub use net::Net;
 pub use pci::{QueueRegisters, VirtioPci, VirtioState};

@@ -1,76 +1,60 @@
-//! Network device (5.1): two queues, no offloads.
+//! Network device (5.1): a receive and a transmit queue, checksums and TCP segmentation left to whoever is
+//! behind the link, packets in as many buffers as they need.
+//!
+//! Both queues are one thread's, which also waits for the link: a packet is one system call away from the
+//! network's process, and copied once on its way between that call and the guest's memory.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use device::BadState;
 use mem::GuestRam;
-use net::{Link, Mac, Receiver};
+use net::{HEADER, Header, Link, MAX_PACKET, Mac, Offloads};
 use pci::Class;
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 
-use crate::worker::event;
-use crate::{Broken, DeviceState, Handler, Kind, Progress, VirtQueue, VirtioDevice, lock};
+use crate::{Broken, Chain, DeviceState, Handler, Kind, Progress, VirtQueue, VirtioDevice, Wake, WakeOn};
 
 const RX: usize = 0;
 const TX: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 
-const F_MAC: u64 = 1 << 5;
-const F_STATUS: u64 = 1 << 16;
+/// Feature bits (5.1.3).
+mod feature {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(super) const STATUS: u64 = 1 << 16;
+}
+
 /// Link status: up (5.1.4).
 const STATUS_LINK_UP: u16 = 1;
-
-/// `struct virtio_net_hdr` with `num_buffers`, always there since version 1 (5.1.6).
-const HEADER: usize = 12;
+/// `num_buffers` in the header (5.1.6).
 const NUM_BUFFERS: usize = 10;
-/// The largest frame without offloads: 1500 bytes of payload, the Ethernet header and a VLAN tag.
-const MAX_FRAME: usize = 1518;
-/// Frames that wait for the guest; what comes then is lost, as on a wire.
-const MAX_WAITING: usize = 256;
+/// An Ethernet header.
+const LEAST_FRAME: usize = 14;
+/// What a new driver is spared: packets to the one before it.
+const STALE: usize = 1024;
 
 /// It has no state: frames on their way may be lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {}
 
-struct Inbox {
-    frames: Mutex<VecDeque<Vec<u8>>>,
-    arrived: EventFd,
-}
-
-impl Receiver for Inbox {
-    fn receive(&self, frame: &[u8]) -> bool {
-        let mut frames = lock(&self.frames);
-        if frames.len() >= MAX_WAITING || frame.len() > MAX_FRAME {
-            return false;
-        }
-        frames.push_back(frame.to_vec());
-        let _ = self.arrived.write(1); // fails only if the counter is full, which is as good
-        true
-    }
-}
-
 /// A network card.
 pub struct Net {
     mac: Mac,
-    link: Arc<Mutex<Box<dyn Link>>>,
-    inbox: Arc<Inbox>,
+    link: Arc<dyn Link>,
 }
 
 impl Net {
     /// A card with address `mac` on `link`.
-    pub fn new(mac: Mac, mut link: Box<dyn Link>) -> io::Result<Net> {
-        let inbox = Arc::new(Inbox { frames: Mutex::default(), arrived: event()? });
-        link.connect(inbox.clone());
-        Ok(Net { mac, link: Arc::new(Mutex::new(link)), inbox })
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        lock(&self.link).disconnect();
+    pub fn new(mac: Mac, link: Box<dyn Link>) -> Net {
+        Net { mac, link: link.into() }
     }
 }
 
@@ -84,7 +68,8 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        F_MAC | F_STATUS
+        use feature::*;
+        CSUM | GUEST_CSUM | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | STATUS
     }
 
     /// 5.1.4: address and status.
@@ -94,13 +79,20 @@ impl VirtioDevice for Net {
         config
     }
 
-    fn handler(&self, _features: u64) -> io::Result<Box<dyn Handler>> {
-        let wake = self.inbox.arrived.try_clone()?;
-        Ok(Box::new(Card { link: self.link.clone(), inbox: self.inbox.clone(), wake }))
+    fn handler(&self, features: u64) -> io::Result<Box<dyn Handler>> {
+        let card = Card::new(self.link.clone(), features);
+        let mut stale = [0; HEADER];
+        for _ in 0..STALE {
+            if self.link.receive(&mut stale).is_none() {
+                break;
+            }
+        }
+        self.link.set_offloads(card.takes);
+        Ok(Box::new(card))
     }
 
     fn reset(&mut self) {
-        lock(&self.inbox.frames).clear();
+        self.link.set_offloads(Offloads::default());
     }
 
     fn save(&self) -> DeviceState {
@@ -116,44 +108,121 @@ impl VirtioDevice for Net {
 }
 
 struct Card {
-    link: Arc<Mutex<Box<dyn Link>>>,
-    inbox: Arc<Inbox>,
-    wake: EventFd,
+    link: Arc<dyn Link>,
+    /// What the driver takes.
+    takes: Offloads,
+    /// What the driver may send.
+    sends: Offloads,
+    /// Packets may lie in several chains.
+    mergeable: bool,
+    outgoing: Vec<u8>,
+    incoming: Vec<u8>,
+    /// The length of the packet in `incoming` that waits for buffers.
+    held: Option<usize>,
 }
 
 impl Card {
-    fn transmit(&self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<Progress, Broken> {
-        let mut link = lock(&self.link);
-        let mut packet = [0; HEADER + MAX_FRAME];
+    fn new(link: Arc<dyn Link>, features: u64) -> Card {
+        let has = |bit| features & bit != 0;
+        let offloads = |checksum, tso4, tso6| Offloads {
+            checksum: has(checksum),
+            tso4: has(checksum) && has(tso4),
+            tso6: has(checksum) && has(tso6),
+        };
+        Card {
+            link,
+            takes: offloads(feature::GUEST_CSUM, feature::GUEST_TSO4, feature::GUEST_TSO6),
+            sends: offloads(feature::CSUM, feature::HOST_TSO4, feature::HOST_TSO6),
+            mergeable: has(feature::MRG_RXBUF),
+            outgoing: vec![0; MAX_PACKET],
+            incoming: vec![0; MAX_PACKET],
+            held: None,
+        }
+    }
+
+    fn transmit(&mut self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<Progress, Broken> {
         while let Some(chain) = queue.pop(ram)? {
-            let length = chain.readable.read(&mut packet);
-            // A longer one is a driver's mistake: sent nowhere, like a runt.
-            if chain.readable.len() <= packet.len() && length > HEADER {
-                link.send(&packet[HEADER..length]);
+            let length = chain.readable.read(&mut self.outgoing);
+            let packet = &self.outgoing[..length];
+            // Runts, giants and what was not agreed upon are a driver's mistakes: sent nowhere.
+            let sound = length >= HEADER + LEAST_FRAME
+                && chain.readable.len() <= MAX_PACKET
+                && Header::parse(packet).is_some_and(|header| header.suits(self.sends));
+            if sound && !self.link.send(packet) {
+                queue.unpop();
+                return Ok(Progress::Full);
             }
             queue.push(ram, chain.head, 0)?;
         }
         Ok(Progress::Drained)
     }
 
-    fn receive(&self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<Progress, Broken> {
+    fn receive(&mut self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<Progress, Broken> {
         loop {
-            let mut frames = lock(&self.inbox.frames);
-            let Some(frame) = frames.front() else { return Ok(Progress::Waiting) };
-            let Some(chain) = queue.pop(ram)? else { return Ok(Progress::Drained) };
-            let mut packet = vec![0; HEADER];
-            packet[NUM_BUFFERS] = 1;
-            packet.extend(frame);
-            frames.pop_front();
-            drop(frames);
-            // A buffer that is too small stays for a frame that fits (5.1.6.3.2).
-            if chain.writable.len() < packet.len() {
-                queue.unpop();
+            let Some(length) = self.held.take().or_else(|| self.link.receive(&mut self.incoming)) else {
+                return Ok(Progress::Waiting);
+            };
+            // A link may still have what an earlier driver took.
+            if !Header::parse(&self.incoming[..length]).is_some_and(|header| header.suits(self.takes)) {
                 continue;
             }
-            let written = chain.writable.write(&packet);
-            queue.push(ram, chain.head, written)?;
+            let Some(chains) = self.room_for(length, queue, ram)? else {
+                self.held = Some(length);
+                return Ok(Progress::Drained);
+            };
+            // What has room nowhere is lost.
+            if !chains.is_empty() {
+                self.deliver(length, &chains, queue, ram)?;
+            }
         }
+    }
+
+    /// Buffers for a packet: nothing where they are yet to come, an empty list where they never will.
+    fn room_for<'m>(
+        &self,
+        length: usize,
+        queue: &mut VirtQueue,
+        ram: &'m GuestRam,
+    ) -> Result<Option<Vec<Chain<'m>>>, Broken> {
+        let (mut chains, mut room) = (Vec::new(), 0);
+        while room < length {
+            let chain = queue.pop(ram)?;
+            // A buffer that is too small alone stays for a packet that fits (5.1.6.3.2).
+            let hopeless = match &chain {
+                Some(_) => !self.mergeable && !chains.is_empty(),
+                None => chains.len() >= queue.size().into() || !self.mergeable && !chains.is_empty(),
+            };
+            let empty = chain.is_none();
+            if let Some(chain) = chain {
+                room += chain.writable.len();
+                chains.push(chain);
+            }
+            if hopeless || empty || (!self.mergeable && room < length) {
+                chains.iter().for_each(|_| queue.unpop());
+                let never = hopeless || !empty;
+                return Ok(never.then(Vec::new));
+            }
+        }
+        Ok(Some(chains))
+    }
+
+    fn deliver(
+        &mut self,
+        length: usize,
+        chains: &[Chain<'_>],
+        queue: &mut VirtQueue,
+        ram: &GuestRam,
+    ) -> Result<(), Broken> {
+        let count = chains.len() as u16; // as many as the queue has room for
+        self.incoming[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
+        let mut rest = &self.incoming[..length];
+        let mut used = Vec::with_capacity(chains.len());
+        for chain in chains {
+            let written = chain.writable.write(rest);
+            used.push((chain.head, written));
+            rest = &rest[written..];
+        }
+        queue.push_all(ram, &used)
     }
 }
 
@@ -166,63 +235,127 @@ impl Handler for Card {
         }
     }
 
-    fn wake(&self) -> Option<(EventFd, usize)> {
-        Some((self.wake.try_clone().ok()?, RX))
+    fn wakes(&self) -> Vec<Wake> {
+        let fd = || {
+            let fd = self.link.readiness();
+            fd.inspect_err(|error| log::error!("virtio-net: nothing will arrive: {error}")).ok().flatten()
+        };
+        let arrives = fd().map(|fd| Wake { queue: RX, on: WakeOn::Readable(fd) });
+        let leaves = fd().map(|fd| Wake { queue: TX, on: WakeOn::Writable(fd) });
+        arrives.into_iter().chain(leaves).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::lock;
     use crate::testing::*;
-    use net::CountingSink;
+    use net::{CountingSink, GSO_TCPV4, NEEDS_CSUM};
 
     #[test]
     fn frames_that_are_sent_are_counted_without_their_header() {
         let sink = CountingSink::new();
         let counters = sink.counters();
-        let mut driver = Driver::start(Net::new(Mac::of_card(7), Box::new(sink)).unwrap());
+        let mut driver = Driver::start(Net::new(Mac::of_card(7), Box::new(sink)));
         assert_eq!(driver.device_config(0), [0x52, 0x54, 0, 0, 0, 7, 1, 0]);
         driver.run(TX, &[Buf::Out(DATA, 12), Buf::Out(DATA + 12, 60)]);
         driver.run(TX, &[Buf::Out(DATA, 5), Buf::Out(DATA + 5, 1521)]);
         assert_eq!((counters.packets(), counters.bytes()), (2, 60 + 1514));
         driver.run(TX, &[Buf::Out(DATA, 12)]);
         driver.run(TX, &[Buf::Out(DATA, 70_000)]);
-        assert_eq!(counters.packets(), 2, "neither runts nor giants");
+        driver.fill(DATA, &[0, 3]); // UDP fragmentation, which was not offered
+        driver.run(TX, &[Buf::Out(DATA, 100)]);
+        assert_eq!(counters.packets(), 2, "neither runts nor giants, nor what was not agreed upon");
         driver.board.interrupts.wait(0x42);
     }
 
     /// A link whose other end is the test.
-    #[derive(Clone, Default)]
-    struct Cable(Arc<Mutex<Option<Arc<dyn Receiver>>>>);
+    #[derive(Clone)]
+    struct Cable {
+        near: Arc<UnixDatagram>,
+        offloads: Arc<Mutex<Offloads>>,
+    }
+
+    fn cable() -> (Cable, UnixDatagram) {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (Cable { near: Arc::new(near), offloads: Arc::default() }, far)
+    }
 
     impl Link for Cable {
-        fn send(&mut self, _frame: &[u8]) {}
-        fn connect(&mut self, receiver: Arc<dyn Receiver>) {
-            *lock(&self.0) = Some(receiver);
+        fn send(&self, packet: &[u8]) -> bool {
+            self.near.send(packet).is_ok()
         }
-        fn disconnect(&mut self) {
-            *lock(&self.0) = None;
+        fn receive(&self, buffer: &mut [u8]) -> Option<usize> {
+            self.near.recv(buffer).ok()
+        }
+        fn readiness(&self) -> io::Result<Option<OwnedFd>> {
+            self.near.try_clone().map(|near| Some(near.into()))
+        }
+        fn set_offloads(&self, offloads: Offloads) {
+            *lock(&self.offloads) = offloads;
         }
     }
 
+    fn packet(length: usize, fill: u8) -> Vec<u8> {
+        [&Header::default().bytes()[..], &vec![fill; length]].concat()
+    }
+
     #[test]
-    fn frames_that_arrive_wait_for_buffers_up_to_a_limit() {
-        let cable = Cable::default();
-        let mut driver = Driver::start(Net::new(Mac::of_card(0), Box::new(cable.clone())).unwrap());
-        let receiver = lock(&cable.0).clone().unwrap();
-        let taken = (0..300u32).filter(|i| receiver.receive(&[*i as u8; 100])).count();
-        assert_eq!(taken, MAX_WAITING);
-        assert!(!receiver.receive(&[0; 2000]));
-        assert_eq!(driver.run(RX, &[Buf::In(DATA, 12), Buf::In(DATA + 12, 1600)]), 112);
-        assert_eq!(driver.bytes(DATA, 13), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
-        // The others do not fit and are lost; the buffer that is too small for them stays.
-        driver.add(RX, &[Buf::In(DATA, 50)]);
-        driver.kick(RX);
-        eventually("the frames are not dropped", || receiver.receive(&[9; 30]));
-        assert_eq!(driver.wait_used(RX).1, 42);
-        assert_eq!(driver.bytes(DATA + 12, 30), [9; 30]);
-        drop(driver);
-        assert!(lock(&cable.0).is_none(), "disconnected");
+    fn a_packet_that_arrives_fills_as_many_buffers_as_it_needs() {
+        let (cable, far) = cable();
+        let mut driver = Driver::start(Net::new(Mac::of_card(0), Box::new(cable.clone())));
+        eventually("the driver's offloads are not told", || lock(&cable.offloads).tso4);
+        let gso = Header { flags: NEEDS_CSUM, gso_type: GSO_TCPV4, gso_size: 1448, ..Header::default() };
+        far.send(&[&gso.bytes()[..], &[7; 2988]].concat()).unwrap();
+        for buffer in 0..3 {
+            driver.add(RX, &[Buf::In(DATA + buffer * 1000, 1000)]);
+            driver.kick(RX);
+            assert!(buffer == 2 || driver.used_index(RX) == 0, "none of it before all of it has room");
+        }
+        for _ in 0..3 {
+            assert_eq!(driver.wait_used(RX).1, 1000);
+        }
+        assert_eq!(driver.bytes(DATA, 14), [1, 1, 0, 0, 0xa8, 5, 0, 0, 0, 0, 3, 0, 7, 7]);
+        far.send(&packet(60, 9)).unwrap();
+        assert_eq!(driver.run(RX, &[Buf::In(DATA, 1000)]), 72);
+        assert_eq!(driver.bytes(DATA + 10, 3), [1, 0, 9]);
+    }
+
+    #[test]
+    fn a_driver_without_offloads_is_not_sent_what_it_does_not_take() {
+        let (cable, far) = cable();
+        let mut driver = Driver::find(Board::new(Net::new(Mac::of_card(0), Box::new(cable.clone()))));
+        driver.board.enable_msix();
+        driver.initialize(TRANSPORT);
+        assert_eq!(*lock(&cable.offloads), Offloads::default());
+        far.send(&[&Header { flags: NEEDS_CSUM, ..Header::default() }.bytes()[..], &[1; 60]].concat())
+            .unwrap();
+        far.send(&packet(100, 2)).unwrap();
+        far.send(&packet(30, 3)).unwrap();
+        // Too small for the second, which is lost; it stays for the third.
+        assert_eq!(driver.run(RX, &[Buf::In(DATA, 50)]), 42);
+        assert_eq!(driver.bytes(DATA + 12, 30), [3; 30]);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_sent_when_there_is() {
+        let (cable, far) = cable();
+        let mut driver = Driver::start(Net::new(Mac::of_card(0), Box::new(cable)));
+        driver.fill(DATA, &packet(60_000, 4));
+        let sent: Vec<_> = (0..40).map(|_| driver.add(TX, &[Buf::Out(DATA, 60_012)])).collect();
+        driver.kick(TX);
+        let mut buffer = vec![0; MAX_PACKET];
+        for _ in &sent {
+            assert_eq!(far.recv(&mut buffer).unwrap(), 60_012);
+        }
+        for head in sent {
+            assert_eq!(driver.wait_used(TX).0, u32::from(head));
+        }
     }
 }

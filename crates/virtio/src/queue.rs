@@ -4,7 +4,7 @@
 //! (a loop, an index or address out of range); it has ended well only if the last descriptor says
 //! that it is the last.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use mem::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRam, PageLog};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
@@ -152,8 +152,8 @@ pub struct VirtQueue {
     queue: Queue,
     /// How many chains may still be taken in this round.
     left: u16,
-    /// Whether a chain was given back in this round.
-    pushed: bool,
+    /// How many chains were given back since the driver was last considered for an interrupt.
+    added: u16,
 }
 
 impl VirtQueue {
@@ -163,7 +163,7 @@ impl VirtQueue {
         if !queue.is_valid(&**ram) {
             return Err(Broken::Place);
         }
-        Ok(VirtQueue { queue, left: 0, pushed: false })
+        Ok(VirtQueue { queue, left: 0, added: 0 })
     }
 
     /// Positions in the available and used rings.
@@ -175,7 +175,6 @@ impl VirtQueue {
     /// without end must still get its interrupts.
     pub(crate) fn begin(&mut self, ram: &GuestRam) -> Result<(), Broken> {
         self.left = self.queue.size();
-        self.pushed = false;
         self.queue.disable_notification(&**ram).map_err(Broken::Rings)
     }
 
@@ -186,17 +185,21 @@ impl VirtQueue {
 
     /// Whether the driver wants an interrupt for what was given back in this round.
     pub(crate) fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, Broken> {
-        if !self.pushed {
+        let added = std::mem::take(&mut self.added);
+        if added == 0 {
             return Ok(false);
         }
-        let wants = self.queue.needs_notification(&**ram).map_err(Broken::Rings)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(wants);
+        // The driver writes what it wants, then looks at the used ring; we the other way around.
+        fence(Ordering::SeqCst);
+        let used_event = 4 + 2 * u64::from(self.queue.size());
+        let at = if self.queue.event_idx_enabled() { used_event } else { 0 };
+        let word = ram.load::<u16>(GuestAddress(self.queue.avail_ring() + at), Ordering::Relaxed);
+        let word = u16::from_le(word.map_err(|_| Broken::Place)?);
+        if !self.queue.event_idx_enabled() {
+            return Ok(word & AVAIL_NO_INTERRUPT == 0);
         }
-        // The library does not look at this flag.
-        let flags = ram.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
-        let flags = flags.map_err(|_| Broken::Place)?;
-        Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+        // Whether the index has passed the one that the driver asked for (2.7.10).
+        Ok(self.queue.next_used().wrapping_sub(word).wrapping_sub(1) < added)
     }
 
     /// The next chain that the driver has made available.
@@ -217,10 +220,30 @@ impl VirtQueue {
         self.left += 1;
     }
 
+    /// How many chains it has room for.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Gives a chain back with `written` bytes in it.
     pub fn push(&mut self, ram: &GuestRam, head: u16, written: usize) -> Result<(), Broken> {
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.pushed = true;
-        self.queue.add_used(&**ram, head, written).map_err(Broken::Rings)
+        self.push_all(ram, &[(head, written)])
+    }
+
+    /// Gives chains back that the driver must see all at once, each with its bytes; no more than the queue
+    /// has room for. The library knows only one after the other.
+    pub fn push_all(&mut self, ram: &GuestRam, chains: &[(u16, usize)]) -> Result<(), Broken> {
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
+        let mut next = self.queue.next_used();
+        for &(head, written) in chains {
+            let written = u32::try_from(written).unwrap_or(u32::MAX);
+            let element = u64::from(head) | u64::from(written) << 32;
+            let at = ring + 4 + 8 * u64::from(next % size);
+            ram.write_obj(element.to_le(), GuestAddress(at)).map_err(|_| Broken::Place)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        self.added = self.added.saturating_add(chains.len() as u16);
+        ram.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| Broken::Place)
     }
 }

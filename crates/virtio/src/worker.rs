@@ -13,7 +13,7 @@ use mem::GuestRam;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::{Broken, Handler, Interrupt, Progress, VirtQueue, lock};
+use crate::{Broken, Handler, Interrupt, Progress, VirtQueue, WakeOn, lock};
 
 /// A new event for kicks and wake-ups.
 pub(crate) fn event() -> io::Result<EventFd> {
@@ -52,8 +52,16 @@ impl Worker {
         if let Some((event, _)) = &wake {
             watch(&epoll, event, WAKE)?;
         }
-        let mut work = Work { name: name.into(), epoll, handler, wake, queues, ram, interrupt };
-        let thread = Builder::new().name(name.into()).spawn(move || work.run())?;
+        let mut descriptors = Vec::new();
+        for wake in handler.wakes() {
+            if let Some(at) = queues.iter().position(|queue| queue.index == wake.queue) {
+                watch_descriptor(&epoll, &wake.on, DESCRIPTOR + descriptors.len() as u64)?;
+                descriptors.push((wake.on, at));
+            }
+        }
+        let name = name.to_owned();
+        let mut work = Work { name, epoll, handler, wake, descriptors, queues, ram, interrupt };
+        let thread = Builder::new().name(work.name.clone()).spawn(move || work.run())?;
         Ok(Worker { stop, thread: Some(thread) })
     }
 }
@@ -71,9 +79,20 @@ impl Drop for Worker {
 /// What an event means: a queue by its place, or these.
 const STOP: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
+/// And from here on the handler's descriptors.
+const DESCRIPTOR: u64 = 1 << 32;
 
 fn watch(epoll: &Epoll, event: &EventFd, token: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, token))
+}
+
+fn watch_descriptor(epoll: &Epoll, on: &WakeOn, token: u64) -> io::Result<()> {
+    let (fd, events) = match on {
+        WakeOn::Readable(fd) => (fd, EventSet::IN | EventSet::EDGE_TRIGGERED),
+        // Off until the handler is full.
+        WakeOn::Writable(fd) => (fd, EventSet::ONE_SHOT),
+    };
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
 }
 
 /// Clears an event's counter; that it may be 0 already is no error.
@@ -87,6 +106,8 @@ struct Work {
     handler: Box<dyn Handler>,
     /// The handler's own event and the queue that it is for.
     wake: Option<(EventFd, usize)>,
+    /// The handler's descriptors, and the places of the queues that they are for.
+    descriptors: Vec<(WakeOn, usize)>,
     queues: Vec<Live>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
@@ -126,6 +147,7 @@ impl Work {
             let places = match event.data() {
                 STOP => return None,
                 WAKE => self.woken()?,
+                token @ DESCRIPTOR.. => vec![self.descriptors.get((token - DESCRIPTOR) as usize)?.1],
                 at => {
                     clear(&self.queues.get(at as usize)?.kick);
                     vec![at as usize]
@@ -162,9 +184,24 @@ impl Work {
         if queue.wants_interrupt(&self.ram)? {
             self.interrupt.queue_used(*index);
         }
+        if matches!(progress, Ok(Progress::Full)) {
+            self.wait_for_room(at);
+        }
         if more {
             let _ = kick.write(1); // fails only if the counter is full, which is as good
         }
         progress.map(|_| ())
+    }
+
+    /// The queue at `at` is to be processed when there is room behind the device, once.
+    fn wait_for_room(&self, at: usize) {
+        for (token, (on, _)) in (DESCRIPTOR..).zip(&self.descriptors).filter(|(_, (_, queue))| *queue == at) {
+            if let WakeOn::Writable(fd) = on {
+                let event = EpollEvent::new(EventSet::OUT | EventSet::ONE_SHOT, token);
+                if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd.as_raw_fd(), event) {
+                    log::error!("{}: waiting for room failed: {error}", self.name);
+                }
+            }
+        }
     }
 }
