@@ -13,7 +13,8 @@
 # Boot it with the command line "console=ttyS0 root=/dev/vda quiet". The images are masters: boot copies
 # (cp --reflink=auto --sparse=always), or what one guest writes is in the next one's system.
 #
-# What is there is not made again; remove the file to get a newer one.
+# What is there is not made again, unless its list of packages has changed; remove the file to get a newer
+# one.
 # OSPITE_DISK_SIZE   size of the disk (1G, with programs 2G; it is sparse, some 300 MiB are used)
 # OSPITE_SOURCES     an apt sources file to use instead of the host's
 # Usage: tools/guest-debian.sh [programs]
@@ -74,7 +75,7 @@ file_system() {
 }
 
 raw() {
-    [ -f "$guests/$disk.raw" ] && return
+    [ -f "$guests/$disk.raw" ] && [ "$include" = "$(cat "$guests/$disk.packages" 2>/dev/null)" ] && return
     root_ready
     if [ -n "${OSPITE_SOURCES:-}" ]; then
         cp "$OSPITE_SOURCES" "$scratch/sources.list"
@@ -88,6 +89,7 @@ raw() {
     step "Installing Debian 12 into a folder (about a minute)" bootstrap
     step "Putting it on a disk" file_system
     mv "$scratch/$disk.raw" "$guests/$disk.raw"
+    echo "$include" >"$guests/$disk.packages"
 }
 
 qcow2() {
