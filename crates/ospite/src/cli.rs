@@ -10,12 +10,14 @@ use engine::x86::CpuModel;
 mod choice;
 mod disk;
 mod escape;
+mod guest;
 mod image;
 mod vms;
 
 use choice::EngineParser;
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
+pub use guest::{CpArgs, ExecArgs};
 pub use image::{BuildArgs, ImageCommand, InfoArgs, ListArgs};
 use store::Size;
 pub use vms::{
@@ -129,6 +131,10 @@ pub enum Command {
     /// A VM in the background
     #[command(hide = true)]
     VmProcess(ProcessArgs),
+    /// Run a command in a VM's guest, through its agent: no network is needed
+    Exec(Box<ExecArgs>),
+    /// Copy files and folders between the host and a VM's guest, through its agent
+    Cp(CpArgs),
     /// Tell what this host offers, and the commands that mend what it lacks
     Doctor(DoctorArgs),
     /// Print the completion script for a shell

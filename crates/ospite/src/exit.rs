@@ -25,6 +25,8 @@ pub enum Code {
     Killed,
     /// There is no such VM, or it is not in a state for what was asked.
     WrongState,
+    /// A command in the guest ended like this; 255 if we failed to run it.
+    Guest(u8),
 }
 
 impl Code {
@@ -47,6 +49,7 @@ impl Code {
             Code::Reset => 12,
             Code::Killed => 14,
             Code::WrongState => 16,
+            Code::Guest(code) => code.into(),
         }
     }
 

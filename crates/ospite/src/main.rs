@@ -8,9 +8,12 @@ mod agent_socket;
 mod cli;
 mod completions;
 mod console;
+mod cp;
 mod doctor;
+mod exec;
 mod exit;
 mod failure;
+mod guest;
 mod image;
 mod logger;
 mod man;
@@ -56,6 +59,8 @@ fn dispatch(command: Command) -> Result<exit::Code, Failure> {
         Command::Console(args) => commands::console(&args),
         Command::VmKeeper(args) => keeper::keep(&args.name),
         Command::VmProcess(args) => vm_process::run(&args.name),
+        Command::Exec(args) => exec::exec(&args),
+        Command::Cp(args) => cp::cp(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),

@@ -95,7 +95,7 @@ impl Pump {
     fn run(mut self) -> io::Result<()> {
         loop {
             self.port.clear_changed();
-            while self.from_port()? || self.from_client()? {}
+            while self.guest_to_client()? || self.client_to_guest()? {}
             if self.told_end {
                 return Ok(()); // what the client has yet to read is in its socket
             }
@@ -113,7 +113,7 @@ impl Pump {
     }
 
     /// One step from the guest to the client; whether there was one.
-    fn from_port(&mut self) -> io::Result<bool> {
+    fn guest_to_client(&mut self) -> io::Result<bool> {
         if self.to_client.is_empty() {
             self.to_client.resize(PIECE, 0);
             let count = self.port.receive(&mut self.to_client);
@@ -132,7 +132,7 @@ impl Pump {
     }
 
     /// One step from the client to the guest; whether there was one.
-    fn from_client(&mut self) -> io::Result<bool> {
+    fn client_to_guest(&mut self) -> io::Result<bool> {
         if self.to_port.is_empty() && !self.client_ended {
             let mut piece = [0; PIECE];
             let Some(count) = unless_blocked((&self.client).read(&mut piece))? else { return Ok(false) };

@@ -4,6 +4,8 @@
 pub const MAY_USE: &[(&str, &[&str])] = &[
     ("mem", &[]),
     ("sandbox", &[]),
+    // Talks to programs in the guest over a socket; knows nothing of the machine.
+    ("agent", &[]),
     ("device", &["mem"]),
     ("engine", &["mem"]),
     ("net", &["mem"]),
@@ -35,7 +37,7 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     // `vmm` picks the engine by name; it hands it to `machine` as a trait object.
     ("vmm", &["machine", "sandbox", "engine", "engine-kvm", "engine-soft"]),
     // The door: parses and prints, and so names the types of these, but wires nothing.
-    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net"]),
+    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net", "agent"]),
     // Tools of the house, never part of the product.
     ("guest-tests", &[]),
     ("ospite-bench", &[]),
