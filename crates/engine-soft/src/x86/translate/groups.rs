@@ -137,6 +137,8 @@ impl Planner {
         }
         let (sp, bp) = (reg::RSP, reg::RBP);
         match insn.class {
+            // Where the operand misses, the handler does the stack's access as well, and no check is made.
+            Class::Push | Class::Pop if insn.memory.is_some() => {}
             Class::Push | Class::Call | Class::CallIndirect => self.stack(n, sp, -8, true),
             Class::Pop | Class::Return => self.stack(n, sp, 0, false),
             Class::Leave => self.stack(n, bp, 0, false),

@@ -44,6 +44,22 @@ fn calls_return_and_the_stack_is_written() {
 }
 
 #[test]
+fn a_push_from_memory_that_misses_leaves_the_stack_to_be_found_by_the_next() {
+    // push [rbx]; push rcx; pop rax; pop rsi; then pop [rbx + 8] and the like
+    let code = program(&[
+        &[0xff, 0x33, 0x51, 0x58, 0x5e],
+        &[0x51, 0x51, 0x8f, 0x43, 8, 0x58],
+        &[0xff, 0x73, 8, 0x8f, 0x43, 16, 0xff, 0x33, 0x58],
+    ]);
+    let mut pair = Pair::new(&code);
+    pair.poke(DATA, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    pair.set(reg::RBX, DATA);
+    pair.set(reg::RCX, 9);
+    assert_eq!(pair.run().vector(), vector::UD);
+    assert_eq!(pair.cpu.regs[0], 0x0807_0605_0403_0201);
+}
+
+#[test]
 fn flags_live_across_a_load_that_misses_are_kept() {
     // cmp eax, 5; mov rdx, [rbx]; setb cl; adc rdx, [rbx]; pushfq; pop rsi
     let code = program(&[&[0x83, 0xf8, 5, 0x48, 0x8b, 0x13, 0x0f, 0x92, 0xc1, 0x48, 0x13, 0x13, 0x9c, 0x5e]]);
