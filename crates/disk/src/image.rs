@@ -36,16 +36,27 @@ pub(crate) fn qcow2(path: &Path, file: fs::File, read_only: bool, probed: bool) 
 
 /// Opens a qcow2 image on a base that the caller names.
 pub(crate) fn overlay(path: &Path, base: &Path, read_only: bool) -> Result<Image, Error> {
-    let (lower, _) = lone(base, true)?;
-    if lower.implicit_backing_file().is_some() {
-        return Err(Error::bad(base, "a base is on no other image"));
-    }
+    let lower = lower(base)?;
     let (mut image, header) = lone(path, read_only)?;
     if image.implicit_backing_file().is_none() {
         return Err(Error::bad(path, format!("it is no overlay, as one on {} is", base.display())));
     }
     image.set_backing(Some(FormatAccess::new(lower)));
     Image::new(path, FormatAccess::new(image), (Format::Qcow2, false, read_only), header.cluster_size)
+}
+
+/// An image that can be a base.
+fn lower(base: &Path) -> Result<Qcow2<File>, Error> {
+    let (lower, _) = lone(base, true)?;
+    match lower.implicit_backing_file() {
+        Some(_) => Err(Error::bad(base, "a base is on no other image")),
+        None => Ok(lower),
+    }
+}
+
+/// The size of such an image.
+pub(crate) fn base_size(base: &Path) -> Result<u64, Error> {
+    Ok(FormatAccess::new(lower(base)?).size() / SECTOR * SECTOR)
 }
 
 /// A qcow2 image without whatever other files it names.

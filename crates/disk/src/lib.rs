@@ -35,6 +35,7 @@ mod gate;
 mod image;
 mod qcow2_check;
 mod raw;
+mod reader;
 #[cfg(test)]
 mod testing;
 
@@ -45,6 +46,7 @@ pub use create::{copy, create, create_overlay};
 pub use error::Error;
 pub use format::Format;
 pub use gate::MAX_BACKING;
+pub use reader::Reader;
 use serde::Serialize;
 
 /// A piece of guest memory.
@@ -87,6 +89,11 @@ pub trait Disk: Send + Sync {
     /// Writes all of `slices` from `offset` on.
     fn write_vectored_at(&self, slices: &[Slice<'_>], offset: u64) -> io::Result<()>;
 
+    /// The first byte from `offset` on that may be anything but zero, where that can be told cheaply.
+    fn data_from(&self, offset: u64) -> Option<u64> {
+        (offset < self.size()).then_some(offset)
+    }
+
     /// Returns when all that was written is on stable storage.
     fn flush(&self) -> io::Result<()>;
 
@@ -120,6 +127,11 @@ pub fn open(path: &Path, format: Option<Format>, read_only: bool) -> Result<Box<
 /// read, and needs no other file.
 pub fn open_overlay(path: &Path, base: &Path, read_only: bool) -> Result<Box<dyn Disk>, Error> {
     Ok(Box::new(image::overlay(path, base, read_only)?))
+}
+
+/// The size in bytes of a qcow2 image that can be a base: one that needs no other file.
+pub fn base_size(path: &Path) -> Result<u64, Error> {
+    image::base_size(path)
 }
 
 /// Whether a request lies within a disk, and may be made of it.

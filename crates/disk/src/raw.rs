@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use rustix::io::Errno;
 
 use crate::{Description, Disk, Error, Format, SECTOR, Slice, check_range, check_write, file, format, total};
@@ -145,6 +145,15 @@ impl Disk for RawDisk {
         }
         let guarded = self.write_guarded(slices, offset)?;
         mem::write_vectored_at(&self.file, &skip(slices, guarded as usize)?, offset + guarded)
+    }
+
+    fn data_from(&self, offset: u64) -> Option<u64> {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => Some(data.max(offset)),
+            Err(Errno::NXIO) => None,
+            // Not every file system can tell.
+            Err(_) => (offset < self.size).then_some(offset),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
