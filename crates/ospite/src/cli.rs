@@ -18,7 +18,7 @@ use choice::EngineParser;
 pub use disk::DiskArg;
 pub use escape::EscapeKey;
 pub use guest::{CpArgs, ExecArgs};
-pub use image::{BuildArgs, ImageCommand, InfoArgs, ListArgs};
+pub use image::{BuildArgs, ExportArgs, ExportFormat, ImageCommand, ImportArgs, InfoArgs, ListArgs};
 use store::Size;
 pub use vms::{
     ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RmArgs, StopArgs, VmInfoArgs,

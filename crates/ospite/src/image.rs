@@ -1,7 +1,7 @@
 //! `ospite image`: what VMs start from.
 
 use store::Home;
-use store::image::{Error, Image};
+use store::image::{self, Error};
 
 use crate::cli::ImageCommand;
 use crate::exit::Code;
@@ -10,6 +10,7 @@ use crate::failure::Failure;
 mod build;
 mod progress;
 mod show;
+mod transfer;
 
 /// Does it.
 pub fn image(command: &ImageCommand) -> Result<Code, Failure> {
@@ -18,9 +19,11 @@ pub fn image(command: &ImageCommand) -> Result<Code, Failure> {
         ImageCommand::Build(args) => build::build(&home, args),
         ImageCommand::List(args) => show::list(&home, args),
         ImageCommand::Info(args) => show::info(&home, args),
+        ImageCommand::Import(args) => transfer::import(&home, args),
+        ImageCommand::Export(args) => transfer::export(&home, args),
         ImageCommand::Rm(args) => {
             for name in &args.names {
-                Image::open(&home, name).and_then(|image| image.remove(&home)).map_err(failure)?;
+                image::remove(&home, name).map_err(failure)?;
             }
             Ok(Code::Success)
         }

@@ -16,6 +16,8 @@
 mod build;
 mod draft;
 mod error;
+mod export;
+mod import;
 mod manifest;
 mod recipe;
 mod users;
@@ -26,6 +28,8 @@ use std::path::{Path, PathBuf};
 pub use build::{Listener, Progress, build};
 pub use draft::Draft;
 pub use error::Error;
+pub use export::{export, export_qcow2, export_raw};
+pub use import::{Boot, import};
 pub use manifest::{Checksum, Manifest, Origin};
 pub use recipe::{Bad, File, Recipe, User};
 pub use users::users;
@@ -138,20 +142,23 @@ impl Image {
         }
         Ok(())
     }
+}
 
-    /// Removes it.
-    ///
-    /// # Errors
-    /// Where a VM is on it.
-    pub fn remove(self, home: &Home) -> Result<(), Error> {
-        let gone = {
-            let _held = hold(home)?;
-            not_in_use(home, &self.name)?;
-            draft::out_of_sight(home, &self.name, &self.folder)
-                .map_err(|source| Error::io("remove", &self.folder, source))?
-        };
-        draft::remove_tree(&gone).map_err(|source| Error::io("remove", &gone, source))
-    }
+/// Removes an image, damaged ones, too.
+///
+/// # Errors
+/// Where there is none, or a VM is on it.
+pub fn remove(home: &Home, name: &Name) -> Result<(), Error> {
+    let folder = home.image(name);
+    let gone = {
+        if !folder.exists() {
+            return Err(Error::Missing { name: name.clone() });
+        }
+        let _held = hold(home)?;
+        not_in_use(home, name)?;
+        draft::out_of_sight(home, name, &folder).map_err(|source| Error::io("remove", &folder, source))?
+    };
+    draft::remove_tree(&gone).map_err(|source| Error::io("remove", &gone, source))
 }
 
 /// Held while a VM's definition comes to name an image, and while an image goes.
@@ -210,7 +217,7 @@ pub(crate) mod tests {
         let image = Image::open(&home, &debian).unwrap();
         assert_eq!((image.manifest.size, image.initrd()), (1 << 20, None));
         image.verify().unwrap();
-        image.remove(&home).unwrap();
+        remove(&home, &debian).unwrap();
         let error = Image::open(&home, &debian).unwrap_err();
         assert!(error.to_string().contains("ospite image build"), "{error}");
         assert!(!home.image(&debian).exists());
@@ -232,6 +239,7 @@ pub(crate) mod tests {
         let error = Image::open(&home, &image.name).unwrap_err();
         assert!(matches!(error, Error::Manifest { .. }), "{error}");
         assert!(Image::list(&home).unwrap().is_empty());
+        remove(&home, &image.name).unwrap();
     }
 
     #[test]
@@ -253,10 +261,10 @@ pub(crate) mod tests {
         let vm = home.vm(&"web".parse().unwrap());
         fs::create_dir(&vm).unwrap();
         fs::write(vm.join("vm.json"), r#"{"name":"web","image":"debian"}"#).unwrap();
-        let error = image.clone().remove(&home).unwrap_err();
+        let error = remove(&home, &image.name).unwrap_err();
         assert!(error.to_string().contains("web"), "{error}");
         assert!(image.disk().exists());
         fs::remove_dir_all(vm).unwrap();
-        image.remove(&home).unwrap();
+        remove(&home, &image.name).unwrap();
     }
 }

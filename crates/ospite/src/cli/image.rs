@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use store::{Name, Size};
 
 use crate::output::OutputArgs;
@@ -49,6 +49,19 @@ host's apt; OSPITE_SOURCES names a sources.list to use instead. No root is
 needed where user namespaces work; with root, none of it is mounted outside.
 ";
 
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  What `ospite image export` has made
+    ospite image import web web.ospite.tar
+
+  A cloud image: its kernel is found on the disk in it
+    ospite image import cloud debian-12-generic-amd64.qcow2
+
+  Any disk, with the kernel beside it
+    ospite image import old disk.vmdk --kernel vmlinuz --initrd initrd.img \\
+        --append 'root=/dev/vda1 console=ttyS0'
+";
+
 /// `ospite image`
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
@@ -58,6 +71,11 @@ pub enum ImageCommand {
     List(ListArgs),
     /// Tell all about an image
     Info(InfoArgs),
+    /// Make an image of a disk image, or of an exported one
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+    /// Write an image into one file
+    Export(ExportArgs),
     /// Remove images
     Rm(RmArgs),
 }
@@ -139,6 +157,60 @@ pub struct InfoArgs {
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// `ospite image import`
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// The image's name
+    pub name: Name,
+
+    /// An exported image, or a disk image: raw, qcow2, vmdk; told by content
+    pub file: PathBuf,
+
+    /// The kernel [default: found on the disk, where its file system is ext4]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+
+    /// The kernel's command line [default: names the file system on which the kernel was found]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub append: Option<String>,
+
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What an image is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// All of it, for `ospite image import`
+    Tar,
+    /// Its disk as qcow2
+    Qcow2,
+    /// Its disk as it is
+    Raw,
+}
+
+/// `ospite image export`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  ospite image export web web.ospite.tar\n  ospite image export web web.raw --format raw"
+)]
+pub struct ExportArgs {
+    /// The image
+    pub name: Name,
+
+    /// The file to write; one that is there is not touched
+    pub file: PathBuf,
+
+    /// What to write
+    #[arg(long, value_enum, default_value_t = ExportFormat::Tar)]
+    pub format: ExportFormat,
 }
 
 /// `ospite image rm`

@@ -78,7 +78,7 @@ pub fn build(home: &Home, name: &Name, recipe: &Recipe, progress: Listener<'_>) 
     draft.publish(home, manifest)
 }
 
-fn go_on(answer: ControlFlow<()>) -> Result<(), Error> {
+pub(super) fn go_on(answer: ControlFlow<()>) -> Result<(), Error> {
     if answer.is_break() { Err(Error::Stopped) } else { Ok(()) }
 }
 

@@ -71,7 +71,7 @@ impl Draft {
     /// Where disk or kernel is missing or cannot be read.
     pub fn manifest(&self, cmdline: &str) -> Result<Manifest, Error> {
         let checksum = |path: PathBuf| Checksum::of(&path).map_err(|source| Error::io("read", &path, source));
-        let size = disk::open(&self.disk(), Some(disk::Format::Qcow2), true).map_err(Error::Disk)?.size();
+        let size = disk::base_size(&self.disk()).map_err(Error::Disk)?;
         let initrd = self.initrd();
         Ok(Manifest {
             version: Manifest::VERSION,

@@ -115,6 +115,24 @@ pub enum Error {
         /// What it takes.
         mib: u64,
     },
+    /// A disk without a kernel.
+    #[error(
+        "no kernel is found in {}: neither in /boot nor in / of an ext4 file system; name one with --kernel, its initial \
+         RAM disk with --initrd, and its command line with --append", file.display()
+    )]
+    NoKernel {
+        /// The disk.
+        file: PathBuf,
+    },
+    /// A kernel that does not know its root.
+    #[error(
+        "the kernel's command line for {} cannot be told; say what is its root: --append 'root=/dev/vda1 ro console=ttyS0'",
+        file.display()
+    )]
+    NoRoot {
+        /// The disk.
+        file: PathBuf,
+    },
     /// A tool cannot be started.
     #[error("cannot {what}")]
     Start {
