@@ -12,6 +12,7 @@ use clap::Args;
 use machine::NetSpec;
 use net::user::Door;
 use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish};
+use sandbox::Keep;
 use store::{Home, Lock};
 
 use crate::exit::Code;
@@ -190,6 +191,10 @@ pub fn process(args: NetworkProcessArgs) -> Result<Code, Failure> {
         Some(name) => Door::Shared { listener: door, name },
         None => Door::Private(door),
     };
+    // The host's resolvers are all that it reads.
+    let read = sandbox::replaced_file(Path::new(net::user::RESOLV_CONF));
+    sandbox::confine(&Keep { read, network: true })
+        .map_err(|error| Failure::from_error(Code::Internal, &error))?;
     net::user::run(door).map_err(failed)?;
     Ok(Code::Success)
 }

@@ -37,7 +37,7 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     // `vmm` picks the engine by name; it hands it to `machine` as a trait object.
     ("vmm", &["machine", "sandbox", "engine", "engine-kvm", "engine-soft"]),
     // The door: parses and prints, and so names the types of these, but wires nothing.
-    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net", "agent"]),
+    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net", "agent", "sandbox"]),
     // Tools of the house, never part of the product.
     ("guest-tests", &[]),
     ("ospite-bench", &[]),

@@ -17,7 +17,8 @@ use super::port::{Port, Ports};
 
 /// The well-known port.
 pub(super) const PORT: u16 = 53;
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What says which resolvers the host has.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How often the host's resolvers are looked up.
 const FRESH: Duration = Duration::from_secs(5);
 /// How long one of them may take before the next is asked.

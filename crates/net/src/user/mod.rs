@@ -35,6 +35,7 @@ use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol};
 
 use crate::{HEADER, Header, MAX_PACKET};
 use addresses::Plan;
+pub use dns::RESOLV_CONF;
 use env::Env;
 use members::{Members, News};
 use packet::Packet;
