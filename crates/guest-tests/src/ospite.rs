@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -19,6 +19,7 @@ pub struct Ospite {
     args: Vec<OsString>,
     append: Vec<String>,
     uid: Option<u32>,
+    home: Option<PathBuf>,
     echo: bool,
 }
 
@@ -90,6 +91,12 @@ impl Ospite {
         self.append(&format!("ospite.run=\"{command}\""))
     }
 
+    /// Keeps what it keeps in a folder of the test's.
+    pub fn home(mut self, home: &Path) -> Ospite {
+        self.home = Some(home.into());
+        self
+    }
+
     /// Runs as another user.
     pub fn as_user(mut self, uid: u32) -> Ospite {
         self.uid = Some(uid);
@@ -113,6 +120,9 @@ impl Ospite {
     fn program(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.args(self.args());
+        if let Some(home) = &self.home {
+            command.env("OSPITE_HOME", home);
+        }
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);
         }
