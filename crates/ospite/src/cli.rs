@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
+use clap_complete::{ArgValueCompleter, Shell};
 use engine::x86::CpuModel;
 
 mod choice;
@@ -19,12 +19,13 @@ pub use disk::DiskArg;
 pub use escape::EscapeKey;
 pub use guest::{CpArgs, ExecArgs};
 pub use image::{BuildArgs, ExportArgs, ExportFormat, ImageCommand, ImportArgs, InfoArgs, ListArgs};
-use store::Size;
+use store::{Name, Size};
 pub use vms::{
-    ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RmArgs, StopArgs, VmInfoArgs,
-    VmListArgs, WhichArgs,
+    ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RestartArg, RmArgs, StopArgs,
+    VmInfoArgs, VmListArgs, WhichArgs,
 };
 
+use crate::completions::vm_names;
 use crate::exit;
 use crate::network::{NetworkArgs, NetworkProcessArgs};
 use crate::output::OutputArgs;
@@ -60,6 +61,12 @@ Examples:
     ospite run -c 4 -m 6G -d root.qcow2 -d data.img,readonly,serial=DATA1 \\
         --kernel vmlinuz --initrd initrd.img \\
         --append 'console=ttyS0 root=/dev/vda rw'
+
+  A VM from an image, with a disk of its own, which stays when this ends
+    ospite run --image debian --name web -m 1G -p 8080:80
+
+  Come back to it
+    ospite run web
 
   What would be built? Nothing is started
     ospite run --dry-run --output json --kernel vmlinuz
@@ -232,13 +239,24 @@ pub struct MachineArgs {
 #[derive(Args, Debug)]
 #[command(after_help = RUN_EXAMPLES.to_owned() + "\n" + &exit::help())]
 pub struct RunArgs {
+    /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
+    #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
+        "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append", "console",
+        "network", "publish", "allow", "no_reboot", "name", "stop_timeout", "agent_socket", "stats", "dry_run",
+    ])]
+    pub vm: Option<Name>,
+
+    /// What it starts.
+    #[command(flatten)]
+    pub image: ImageArgs,
+
     /// The machine.
     #[command(flatten)]
     pub machine: MachineArgs,
 
-    /// A name for the VM in messages
-    #[arg(long, value_name = "NAME", default_value = "ospite")]
-    pub name: String,
+    /// The VM's name [default: ospite; with --image the image's, and a number if that is taken]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 
     /// The key that opens the console's menu: ctrl-] or another letter or one of @[\]^_ after `ctrl-`;
     /// `none` gives every key to the guest
@@ -251,21 +269,28 @@ pub struct RunArgs {
 
     /// A socket for `ospite exec` and `ospite cp`, which take its path in place of a name. Only this user
     /// can connect
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "image")]
     pub agent_socket: Option<PathBuf>,
 
     /// Build the machine, print what it is made of, and start nothing
-    #[arg(long)]
+    #[arg(long, conflicts_with = "image")]
     pub dry_run: bool,
 
     /// Tell at the end, on standard error, where the time went: translated code, translating, TLB misses,
     /// interpreter, devices; and what happened how often. It slows the guest down a little
-    #[arg(long)]
+    #[arg(long, conflicts_with = "image")]
     pub stats: bool,
 
     /// How --dry-run and --stats print.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+impl RunArgs {
+    /// The name of a VM that does not last.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or("ospite")
+    }
 }
 
 /// `ospite doctor`

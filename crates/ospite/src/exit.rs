@@ -53,6 +53,12 @@ impl Code {
         }
     }
 
+    /// The code that a VM's process ended with, or what it comes nearest to.
+    pub fn of_process(number: i32) -> Code {
+        let debug_exit = (number & 1 == 1).then_some(Code::DebugExit(number as u32 >> 1));
+        Code::from_number(number).or(debug_exit).unwrap_or(Code::Internal)
+    }
+
     /// The code with that number; debug-exit values have none of their own.
     pub fn from_number(number: i32) -> Option<Code> {
         Code::OURS.into_iter().find(|code| code.number() == number)
@@ -94,6 +100,14 @@ mod tests {
         for ours in Code::OURS {
             assert_eq!(ours.number() % 2, 0, "{ours:?}");
         }
+    }
+
+    #[test]
+    fn what_a_process_ended_with_is_what_it_returned() {
+        for code in Code::OURS.into_iter().chain([0, 1, 127].map(Code::DebugExit)) {
+            assert_eq!(Code::of_process(code.number()), code);
+        }
+        assert_eq!(Code::of_process(254), Code::Internal, "nobody's");
     }
 
     #[test]

@@ -17,10 +17,17 @@ use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
 use crate::output::OutputArgs;
+use crate::vms::attached;
 use crate::{network, panics, signals};
 
 /// Runs the VM, or prints what it would be.
 pub fn run(args: &RunArgs) -> Result<Code, Failure> {
+    if let Some(name) = &args.vm {
+        return attached::run_existing(name, args.escape);
+    }
+    if let Some(image) = &args.image.image {
+        return attached::run_image(image, args);
+    }
     let spec = spec(args)?;
     let mut choice: Choice = args.machine.engine.parse().map_err(engine_failure)?;
     choice.options.statistics = args.stats;
@@ -32,13 +39,13 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
     let machine = &args.machine;
     let kernel = machine.kernel.clone().ok_or_else(|| no_kernel(machine))?;
     Ok(VmSpec {
-        name: args.name.clone(),
+        name: args.name().to_owned(),
         cpus: machine.cpus,
         cpu_model: machine.cpu,
         memory: machine.memory.bytes(),
         disks: machine.disks.iter().map(Into::into).collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
-        nets: network::cards(&args.name, &machine.network.settings()),
+        nets: network::cards(args.name(), &machine.network.settings()),
     })
 }
 
@@ -79,7 +86,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let signals = signals::catch().map_err(host)?;
     let output = Output::start(io::stdout()).map_err(host)?;
     let mut io = host_io(args, &output);
-    io.links = network::attach_cards(&args.name, &args.machine.network.settings(), &spec.nets)?;
+    io.links = network::attach_cards(args.name(), &args.machine.network.settings(), &spec.nets)?;
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     let _socket = args.agent_socket.as_deref().map(|path| AgentSocket::open(path, vm.ports())).transpose()?;
@@ -119,7 +126,7 @@ fn tell_statistics(statistics: Option<Statistics>, output: OutputArgs) -> Result
 fn attached(args: &RunArgs, vm: &Vm) -> Attached {
     let control = vm.control();
     Attached {
-        name: args.name.clone(),
+        name: args.name().to_owned(),
         escape: args.escape,
         keyboard: keyboard(args, vm),
         ask: Box::new(move |request| control.request(request).ok()),

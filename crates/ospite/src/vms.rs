@@ -5,6 +5,7 @@
 //! `vm-process`, which is the VM. Both hold the lock of the VM's folder; everything that is asked of the
 //! VM goes through its control socket ([`protocol`]).
 
+pub mod attached;
 mod client;
 pub mod commands;
 mod console;

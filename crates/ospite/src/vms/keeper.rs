@@ -4,7 +4,6 @@
 //! SIGUSR1: the VM shall not come back. SIGTERM: it shall end, in order.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -88,12 +87,8 @@ impl Keeper {
             let mut vm = self.spawn(word.take().unwrap_or_else(Stdio::null))?;
             let status = self.wait(&mut vm)?;
             let end = End::of(status);
-            self.state.last_end = Some(LastEnd {
-                at: now(),
-                code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-                how: end.how.clone(),
-                failed: end.failed,
-            });
+            self.state.last_end =
+                Some(LastEnd { at: now(), code: status.code(), how: end.how.clone(), failed: end.failed });
             if self.unwanted || !end.comes_back(self.definition.restart, first) {
                 return Ok(Code::Success);
             }
@@ -209,6 +204,8 @@ impl End {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]

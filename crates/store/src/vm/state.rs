@@ -38,9 +38,9 @@ pub enum Phase {
 pub struct LastEnd {
     /// When, in seconds since 1970.
     pub at: u64,
-    /// The exit code of its process; of a shell's kind where a signal ended it.
+    /// The exit code of its process; none where a signal ended it.
     #[serde(default)]
-    pub code: i32,
+    pub code: Option<i32>,
     /// In words.
     pub how: String,
     /// Not as anybody wanted it.
