@@ -167,6 +167,38 @@ fn the_console_is_shared_and_the_guest_ends_it() {
     assert!(home.ospite("logs web --tail 30").contains("42-fold"));
 }
 
+/// What bash offers for the last of `words`.
+fn bash_offers(home: &Home, words: &str) -> String {
+    let script = format!(
+        "source <(ospite completions bash); COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+         COMP_TYPE=9; _clap_complete_ospite ospite \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; \
+         echo \"${{COMPREPLY[*]}}\""
+    );
+    let bin = home.path("bin");
+    fs::create_dir_all(&bin).unwrap();
+    // OSPITE may name a program that is called otherwise.
+    let _ = std::os::unix::fs::symlink(artefacts::ospite().canonicalize().unwrap(), bin.join("ospite"));
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &script]).env("PATH", path).env("OSPITE_HOME", home.path("home"));
+    String::from_utf8(bash.output().unwrap().stdout).unwrap().trim().into()
+}
+
+#[test]
+#[ignore = "needs the release binary: make guest-test"]
+fn bash_completes_the_names_of_vms() {
+    let home = Home::new();
+    for name in ["web", "mail", "mirror"] {
+        home.ospite(&format!("create {name} --kernel /dev/null"));
+    }
+    assert_eq!(bash_offers(&home, "ospite sta"), "start");
+    assert_eq!(bash_offers(&home, "ospite start w"), "web");
+    assert_eq!(bash_offers(&home, "ospite console m"), "mail mirror");
+    assert_eq!(bash_offers(&home, "ospite run mi"), "mirror");
+    home.ospite("rm mirror");
+    assert_eq!(bash_offers(&home, "ospite console m"), "mail");
+}
+
 #[test]
 #[ignore = "needs the release binary: make guest-test"]
 fn a_vm_that_cannot_start_says_why_and_does_not_try_again() {

@@ -42,6 +42,10 @@ pub struct CreateArgs {
     /// How it lives.
     #[command(flatten)]
     pub life: LifeArgs,
+
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// The image that a VM starts.

@@ -27,7 +27,8 @@ fn done(folder: &Folder, done: &'static str) -> Done {
 /// `ospite create`
 pub fn create(args: &CreateArgs) -> Result<Code, Failure> {
     let definition = super::definition(&args.name, &args.machine, &args.image, &args.life)?;
-    super::create(&super::home()?, &definition)?;
+    let folder = super::create(&super::home()?, &definition)?;
+    tell(&[done(&folder, "created")], args.output)?;
     Ok(Code::Success)
 }
 
@@ -144,6 +145,10 @@ fn folders(
     Ok(folders)
 }
 
+fn tell(done: &[Done], output: OutputArgs) -> Result<(), Failure> {
+    output.print(&done, |done| done.iter().map(|Done { name, done }| format!("{name}: {done}\n")).collect())
+}
+
 /// Acts on all at once, since most of it is waiting. One that fails keeps the others from nothing.
 fn each(
     folders: &[Folder],
@@ -158,8 +163,7 @@ fn each(
     });
     let (done, mut failures) = (Vec::from_iter(outcomes.iter().flatten().cloned()), Vec::new());
     failures.extend(outcomes.into_iter().filter_map(Result::err));
-    output
-        .print(&done, |done| done.iter().map(|Done { name, done }| format!("{name}: {done}\n")).collect())?;
+    tell(&done, output)?;
     let Some(last) = failures.pop() else { return Ok(Code::Success) };
     for failure in failures {
         failure.tell();
