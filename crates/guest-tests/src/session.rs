@@ -73,6 +73,13 @@ impl Session {
         printed
     }
 
+    /// What the guest has printed since the last wait, without waiting.
+    pub fn printed(&mut self) -> String {
+        let (start, end) = (self.read, self.console.len());
+        self.read = end;
+        self.console.text(start, end)
+    }
+
     /// Types.
     pub fn send(&mut self, keys: &[u8]) {
         // A guest that has just powered off does not read; the test sees that by its end.
