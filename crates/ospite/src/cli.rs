@@ -12,6 +12,7 @@ mod disk;
 mod escape;
 mod guest;
 mod image;
+mod office;
 mod vms;
 
 use choice::EngineParser;
@@ -19,6 +20,7 @@ pub use disk::DiskArg;
 pub use escape::EscapeKey;
 pub use guest::{CpArgs, ExecArgs};
 pub use image::{BuildArgs, ExportArgs, ExportFormat, ImageCommand, ImportArgs, InfoArgs, ListArgs};
+pub use office::{DownArgs, PsArgs, UpArgs};
 use store::{Name, Size};
 pub use vms::{
     ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RestartArg, RmArgs, StopArgs,
@@ -142,6 +144,12 @@ pub enum Command {
     Exec(Box<ExecArgs>),
     /// Copy files and folders between the host and a VM's guest, through its agent
     Cp(CpArgs),
+    /// Make and start the VMs that a file declares, and wait until they do their work
+    Up(UpArgs),
+    /// Switch off the VMs that a file declares
+    Down(DownArgs),
+    /// Tell how the VMs that a file declares are
+    Ps(PsArgs),
     /// Tell what this host offers, and the commands that mend what it lacks
     Doctor(DoctorArgs),
     /// Print the completion script for a shell

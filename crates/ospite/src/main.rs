@@ -18,6 +18,7 @@ mod image;
 mod logger;
 mod man;
 mod network;
+mod office;
 mod output;
 mod panics;
 mod run;
@@ -63,6 +64,9 @@ fn dispatch(command: Command) -> Result<exit::Code, Failure> {
         Command::Cp(args) => cp::cp(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => completions::completions(&args),
+        Command::Up(args) => office::up(&args),
+        Command::Down(args) => office::down(&args),
+        Command::Ps(args) => office::ps(&args),
         Command::Man(args) => man::man(&args),
         Command::NetworkProcess(args) => network::process(args),
     }

@@ -31,6 +31,11 @@ pub struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// Whether a program reads the answer.
+    pub fn is_json(self) -> bool {
+        self.json || self.output == Format::Json
+    }
+
     /// Prints `value` as JSON, or `text` of it.
     pub fn print<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<(), Failure> {
         let mut answer = self.render(value, text)?;
@@ -42,8 +47,7 @@ impl OutputArgs {
 
     /// `value` as JSON, or `text` of it.
     pub fn render<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<String, Failure> {
-        let json = self.json || self.output == Format::Json;
-        if json { to_json(value) } else { Ok(text(value)) }
+        if self.is_json() { to_json(value) } else { Ok(text(value)) }
     }
 }
 

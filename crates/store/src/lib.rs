@@ -9,6 +9,7 @@ mod atomic;
 mod home;
 pub mod image;
 mod name;
+pub mod office;
 mod size;
 pub mod vm;
 

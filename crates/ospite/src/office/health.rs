@@ -1,0 +1,142 @@
+//! Whether a VM does its work.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use net::{Protocol, Publish};
+use store::vm::{Health, Probe};
+
+/// A server that is there either says something or waits; a port that leads to nobody is closed by then.
+const A_MOMENT: Duration = Duration::from_millis(300);
+/// The longest first line of an answer.
+const LINE: usize = 256;
+
+/// Tries once, through the ports that are published; `run` runs a command in the guest.
+///
+/// # Errors
+/// Why the VM cannot be said to do its work, for a person.
+pub fn try_once(
+    health: &Health,
+    published: &[Publish],
+    run: impl FnOnce(&[String], Duration) -> Result<(), String>,
+) -> Result<(), String> {
+    let patience = Duration::from_secs(health.timeout);
+    match &health.probe {
+        Probe::Command(command) => run(command, patience),
+        Probe::Tcp(port) => connect(*port, published, patience)
+            .and_then(|stream| stays_open(stream).map_err(|error| format!("port {port} {}", told(&error)))),
+        Probe::Http(port, path) => connect(*port, published, patience).and_then(|stream| {
+            status(stream, path).map_err(|error| format!("port {port} {}", told(&error))).and_then(judged)
+        }),
+    }
+}
+
+/// The address on this host that leads to the guest's port.
+fn address(port: u16, published: &[Publish]) -> Option<SocketAddr> {
+    let leads = |publish: &&Publish| publish.guest == port && publish.protocol == Protocol::Tcp;
+    let publish = published.iter().find(leads)?;
+    let address = match publish.address {
+        None => Ipv4Addr::LOCALHOST.into(),
+        Some(any @ IpAddr::V4(_)) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        Some(any @ IpAddr::V6(_)) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        Some(address) => address,
+    };
+    Some(SocketAddr::new(address, publish.host))
+}
+
+fn connect(port: u16, published: &[Publish], patience: Duration) -> Result<TcpStream, String> {
+    let address = address(port, published).ok_or_else(|| format!("port {port} is not published"))?;
+    let opened = TcpStream::connect_timeout(&address, patience).and_then(|stream| {
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(stream)
+    });
+    opened.map_err(|error| format!("port {port} ({address}) {}", told(&error)))
+}
+
+fn told(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "is closed".into(),
+        ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => "closes without a word".into(),
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => "does not answer".into(),
+        _ => format!("fails: {error}"),
+    }
+}
+
+/// A published port accepts before anybody in the guest does.
+fn stays_open(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(A_MOMENT))?;
+    match stream.read(&mut [0]) {
+        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first line of what an HTTP server answers (RFC 9112, 4).
+fn status(mut stream: TcpStream, path: &str) -> io::Result<String> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < LINE && byte[0] != b'\n' {
+        stream.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&line).trim_end().into())
+}
+
+fn judged(line: String) -> Result<(), String> {
+    let code = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse::<u16>().ok());
+    match code {
+        Some(200..400) => Ok(()),
+        Some(_) => Err(format!("answers {line:?}")),
+        None => Err(format!("answers {line:?}, which is no HTTP")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    fn served(answer: &'static [u8], probe: Probe) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            if !answer.is_empty() {
+                stream.write_all(answer).unwrap();
+                let _ = stream.read(&mut [0; 512]);
+            }
+        });
+        let publish = Publish { address: None, host, guest: 80, protocol: Protocol::Tcp };
+        let health = Health { probe, interval: 1, timeout: 5, retries: 1 };
+        let result = try_once(&health, &[publish], |_, _| unreachable!());
+        server.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn who_answers_is_well_and_who_does_not_is_told_apart() {
+        let http = || Probe::Http(80, "/".into());
+        served(b"HTTP/1.1 200 OK\r\n\r\n", http()).unwrap();
+        served(b"HTTP/1.0 302 Found\r\n\r\n", http()).unwrap();
+        assert!(served(b"HTTP/1.1 503 Oh\r\n\r\n", http()).unwrap_err().contains("503"));
+        assert!(served(b"220 mail ESMTP\r\n", http()).unwrap_err().contains("no HTTP"));
+        assert!(served(b"", http()).is_err());
+        served(b"220 mail ESMTP\r\n", Probe::Tcp(80)).unwrap();
+        assert!(served(b"", Probe::Tcp(80)).unwrap_err().contains("without a word"));
+    }
+
+    #[test]
+    fn a_port_that_is_not_published_cannot_be_asked() {
+        let health = Health { probe: Probe::Tcp(80), interval: 1, timeout: 1, retries: 1 };
+        assert!(try_once(&health, &[], |_, _| Ok(())).unwrap_err().contains("not published"));
+        let command = Health { probe: Probe::Command(vec!["true".into()]), ..health };
+        try_once(&command, &[], |_, _| Ok(())).unwrap();
+    }
+}
