@@ -7,8 +7,6 @@ use std::time::Duration;
 use net::{Protocol, Publish};
 use store::vm::{Health, Probe};
 
-/// A server that is there either says something or waits; a port that leads to nobody is closed by then.
-const A_MOMENT: Duration = Duration::from_millis(300);
 /// The longest first line of an answer.
 const LINE: usize = 256;
 
@@ -25,7 +23,7 @@ pub fn try_once(
     match &health.probe {
         Probe::Command(command) => run(command, patience),
         Probe::Tcp(port) => connect(*port, published, patience)
-            .and_then(|stream| stays_open(stream).map_err(|error| format!("port {port} {}", told(&error)))),
+            .and_then(|stream| greets(stream).map_err(|error| format!("port {port} {}", told(&error)))),
         Probe::Http(port, path) => connect(*port, published, patience).and_then(|stream| {
             status(stream, path).map_err(|error| format!("port {port} {}", told(&error))).and_then(judged)
         }),
@@ -64,14 +62,11 @@ fn told(error: &io::Error) -> String {
     }
 }
 
-/// A published port accepts before anybody in the guest does.
-fn stays_open(mut stream: TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(A_MOMENT))?;
-    match stream.read(&mut [0]) {
-        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-        Ok(_) => Ok(()),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(()),
-        Err(error) => Err(error),
+/// A published port accepts before anybody in the guest does, so only what it says tells that it is there.
+fn greets(mut stream: TcpStream) -> io::Result<()> {
+    match stream.read(&mut [0])? {
+        0 => Err(ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
     }
 }
 

@@ -58,7 +58,7 @@ fn row(home: &Home, folder: &Folder) -> Result<Row, Failure> {
     let check = definition.and_then(|vm| Some((vm.health.as_ref()?, &vm.network.publish)));
     let (health, reason) = match check {
         None => (None, None),
-        Some((check, publish)) => match health::try_once(check, publish, super::run(home, folder)) {
+        Some((check, publish)) => match health::try_once(check, publish, super::run(folder)) {
             Ok(()) => (Some("healthy"), None),
             Err(reason) => (Some("unhealthy"), Some(reason)),
         },

@@ -203,9 +203,7 @@ impl Site {
         let Some(check) = &definition.health else { return Ok(()) };
         self.progress.say(name, "running; waiting for its health check");
         loop {
-            let Err(reason) =
-                health::try_once(check, &definition.network.publish, super::run(&self.home, folder))
-            else {
+            let Err(reason) = health::try_once(check, &definition.network.publish, super::run(folder)) else {
                 return Ok(());
             };
             if !folder.is_on()? {

@@ -18,10 +18,7 @@ pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmS
         }
         Boot::Image { image, append } => {
             let image = Image::open(home, image).map_err(|error| Failure::from_error(Code::Build, &error))?;
-            (
-                image_boot(&image, definition.console.cmdline(), append.as_deref()),
-                Some(own_disk(&image, folder)),
-            )
+            (image_boot(&image, definition, append.as_deref()), Some(own_disk(&image, folder)))
         }
     };
     Ok(VmSpec {
@@ -36,8 +33,10 @@ pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmS
 }
 
 /// A later word of the command line overrules an earlier one.
-fn image_boot(image: &Image, console: &str, append: Option<&str>) -> BootSpec {
-    let words = [console, &image.manifest.cmdline, append.unwrap_or_default()];
+fn image_boot(image: &Image, vm: &Definition, append: Option<&str>) -> BootSpec {
+    // Its own name is the VM's (kernel-command-line(7) of systemd).
+    let host = format!("systemd.hostname={}", vm.name);
+    let words = [vm.console.cmdline(), &host, &image.manifest.cmdline, append.unwrap_or_default()];
     let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
     BootSpec { kernel: image.kernel(), initrd: image.initrd(), cmdline: words.join(" ") }
 }

@@ -67,7 +67,7 @@ pub enum Source {
 pub struct Check {
     /// `PORT/PATH` of the guest; answers 2xx or 3xx.
     pub http: Option<String>,
-    /// Port of the guest; accepts and stays open.
+    /// Port of the guest whose server speaks first, as those for mail and files do.
     pub tcp: Option<u16>,
     /// Run in the guest; returns 0.
     pub command: Option<Vec<String>>,

@@ -160,7 +160,7 @@ pub struct Health {
 pub enum Probe {
     /// A command in the guest that must return 0.
     Command(Vec<String>),
-    /// A TCP port of the guest's that must accept.
+    /// A TCP port of the guest's whose server must greet.
     Tcp(u16),
     /// An HTTP port and path of the guest's that must answer 2xx or 3xx.
     Http(u16, String),
