@@ -5,6 +5,7 @@ use std::ops::Range;
 use mem::GuestRam;
 
 use crate::bytes::{Fields, put};
+use crate::image::Image;
 use crate::kernel::{LoadParams, RawError};
 use crate::setup;
 use crate::space::Space;
@@ -54,8 +55,8 @@ const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct BzImage {
     /// The header, [`HEADER_START`] onward, as it goes into the zero page.
-    header: Range<usize>,
-    /// The protected-mode part.
+    header: Vec<u8>,
+    /// The protected-mode part in the file.
     payload: Range<usize>,
     /// Memory it needs from its load address on until it has unpacked itself.
     init_size: u64,
@@ -75,9 +76,9 @@ pub(crate) fn is_bzimage(file: &[u8]) -> bool {
 }
 
 impl BzImage {
-    /// Checks the header of a file that [`is_bzimage`].
-    pub fn parse(file: &[u8]) -> Result<BzImage, Problem> {
-        let fields = Fields::new(file, "its setup header");
+    /// Checks the header of a file that [`is_bzimage`]: its first bytes, of `size`.
+    pub fn parse(head: &[u8], size: u64) -> Result<BzImage, Problem> {
+        let fields = Fields::new(head, "its setup header");
         let version = fields.u16(VERSION)?;
         if version < OLDEST_VERSION {
             return Err(Problem::OldProtocol { version });
@@ -86,7 +87,7 @@ impl BzImage {
         if xloadflags & XLF_KERNEL_64 == 0 {
             return Err(Problem::Only32Bit);
         }
-        let payload = payload(file, &fields)?;
+        let payload = payload(size, &fields)?;
         let header_end = (HEADER_MAGIC + u64::from(fields.u8(HEADER_LENGTH)?)).min(HEADER_END);
         if header_end < INIT_SIZE + 4 {
             return Err(Problem::Damaged(format!(
@@ -100,7 +101,7 @@ impl BzImage {
         let above_4g = xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;
         let initrd_max = if above_4g { u32::MAX } else { fields.u32(INITRD_ADDR_MAX)? };
         Ok(BzImage {
-            header: fields.range(HEADER_START, header_end - HEADER_START)?,
+            header: fields.slice(HEADER_START, header_end - HEADER_START)?.to_vec(),
             init_size: u64::from(fields.u32(INIT_SIZE)?).max(payload.len() as u64),
             payload,
             pref_address: fields.u64(PREF_ADDRESS)?,
@@ -111,7 +112,7 @@ impl BzImage {
     }
 
     /// Loads kernel, initrd, command line and zero page.
-    pub fn load(&self, file: &[u8], ram: &GuestRam, params: &LoadParams) -> Result<Entry, RawError> {
+    pub fn load(&self, image: &Image, ram: &GuestRam, params: &LoadParams) -> Result<Entry, RawError> {
         setup::low_memory(ram, params.memory_map)?;
         let mut space = Space::new(params.memory_map)?;
         let load = self.place(&mut space)?;
@@ -128,8 +129,8 @@ impl BzImage {
             None => 0..0,
         };
         setup::command_line(ram, params.cmdline, self.cmdline_max)?;
-        setup::write(ram, load, &file[self.payload.clone()])?;
-        setup::write(ram, layout::ZERO_PAGE, &self.zero_page(file, load, &initrd, params))?;
+        image.copy(ram, load, self.payload.clone())?;
+        setup::write(ram, layout::ZERO_PAGE, &self.zero_page(load, &initrd, params))?;
         setup::page_tables(ram)?;
         let entry = setup::long64(ram, load + ENTRY64)?;
         Ok(Entry { rsi: layout::ZERO_PAGE, ..entry })
@@ -149,10 +150,10 @@ impl BzImage {
             .ok_or_else(|| space.refusal(lowest..lowest + self.init_size))
     }
 
-    fn zero_page(&self, file: &[u8], load: u64, initrd: &Range<u64>, params: &LoadParams) -> Vec<u8> {
+    fn zero_page(&self, load: u64, initrd: &Range<u64>, params: &LoadParams) -> Vec<u8> {
         let mut page = vec![0; ZERO_PAGE_SIZE];
         let header = HEADER_START as usize;
-        page[header..header + self.header.len()].copy_from_slice(&file[self.header.clone()]);
+        page[header..header + self.header.len()].copy_from_slice(&self.header);
         put(&mut page, TYPE_OF_LOADER, [UNDEFINED_LOADER]);
         put(&mut page, CODE32_START, (load as u32).to_le_bytes());
         put(&mut page, RAMDISK_IMAGE, (initrd.start as u32).to_le_bytes());
@@ -165,7 +166,7 @@ impl BzImage {
 }
 
 /// The protected-mode part: after the boot sector and the setup sectors, `syssize` paragraphs long.
-fn payload(file: &[u8], fields: &Fields) -> Result<Range<usize>, Problem> {
+fn payload(size: u64, fields: &Fields) -> Result<Range<usize>, Problem> {
     let setup_sects = match fields.u8(SETUP_SECTS)? {
         0 => 4, // boot.rst: for compatibility
         n => u64::from(n),
@@ -176,9 +177,13 @@ fn payload(file: &[u8], fields: &Fields) -> Result<Range<usize>, Problem> {
         return Err(Problem::Damaged("its setup header says that it has no 64-bit code".into()));
     }
     // `syssize` counts whole paragraphs; the last one need not be complete in the file.
-    let available = (file.len() as u64).saturating_sub(start);
+    let available = size.saturating_sub(start);
     let len = if available < len && len - available < 16 { available } else { len };
-    Fields::new(file, "its compressed kernel").range(start, len)
+    let needs = start + len;
+    if needs > size {
+        return Err(Problem::Truncated { what: "its compressed kernel", needs, has: size });
+    }
+    Ok(start as usize..needs as usize)
 }
 
 fn alignment(value: u32) -> Result<u64, Problem> {

@@ -1,26 +1,12 @@
 //! Opening the files that a guest is started from.
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 
 use mem::{Bytes, GuestAddress, GuestRam};
 
 use crate::{Error, Problem, Role};
-
-/// Larger kernels do not exist; a disk image given by mistake should not be read to its end.
-const KERNEL_LIMIT: u64 = 1 << 30;
-
-/// Reads a kernel file whole.
-pub(crate) fn read_kernel(path: &Path) -> Result<Vec<u8>, Error> {
-    let (file, size) = open(path).map_err(|p| p.of(Role::Kernel, path))?;
-    if size > KERNEL_LIMIT {
-        return Err(Problem::TooLarge { size, limit: KERNEL_LIMIT }.of(Role::Kernel, path));
-    }
-    let mut bytes = Vec::with_capacity(size as usize);
-    file.take(KERNEL_LIMIT).read_to_end(&mut bytes).map_err(|e| Problem::Read(e).of(Role::Kernel, path))?;
-    Ok(bytes)
-}
 
 /// An initial RAM disk: opened and checked, read straight into guest memory when it is loaded.
 #[derive(Debug)]
@@ -56,7 +42,7 @@ impl Initrd {
 }
 
 /// Opens a regular, non-empty file. It is looked at first: opening a pipe would wait for its writer.
-fn open(path: &Path) -> Result<(File, u64), Problem> {
+pub(crate) fn open(path: &Path) -> Result<(File, u64), Problem> {
     let meta = std::fs::metadata(path).map_err(Problem::Read)?;
     if meta.is_dir() {
         return Err(Problem::Directory);
@@ -74,12 +60,13 @@ fn open(path: &Path) -> Result<(File, u64), Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Image;
     use std::error::Error as _;
 
     #[test]
     fn files_that_cannot_be_read_say_which_and_why() {
         let dir = tempfile::tempdir().unwrap();
-        let error = read_kernel(dir.path()).unwrap_err();
+        let error = Image::open(dir.path()).err().unwrap();
         assert!(matches!(error.problem, Problem::Directory));
         assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
 
@@ -87,20 +74,12 @@ mod tests {
         assert!(error.to_string().starts_with("initrd "), "{error}");
         assert!(error.source().unwrap().to_string().contains("No such file"));
 
-        let error = read_kernel(Path::new("/dev/null")).unwrap_err();
+        let error = Image::open(Path::new("/dev/null")).err().unwrap();
         assert!(matches!(error.problem, Problem::NotRegular));
 
         let empty = dir.path().join("empty");
         File::create(&empty).unwrap();
         assert!(matches!(Initrd::open(&empty).unwrap_err().problem, Problem::Empty));
-    }
-
-    #[test]
-    fn a_disk_image_is_not_read_as_a_kernel() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk.raw");
-        File::create(&path).unwrap().set_len(KERNEL_LIMIT + 1).unwrap();
-        assert!(matches!(read_kernel(&path).unwrap_err().problem, Problem::TooLarge { .. }));
     }
 
     #[test]

@@ -7,9 +7,10 @@ use mem::GuestRam;
 
 use crate::bzimage::{self, BzImage};
 use crate::elf::{self, Elf};
+use crate::image::Image;
 use crate::multiboot::{self, Multiboot};
 use crate::pvh::Pvh;
-use crate::{Entry, Error, Initrd, MemoryMap, Problem, Role, file, sniff};
+use crate::{Entry, Error, Initrd, MemoryMap, Problem, Role, sniff};
 
 /// The boot protocol a kernel file speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,24 +71,29 @@ enum Format {
     Multiboot(Multiboot),
 }
 
-/// A kernel file that was read and checked. It can be loaded any number of times, as after resets.
+/// A kernel file that was checked. It can be loaded any number of times, as after resets; it is not kept in
+/// memory in between.
 pub struct Kernel {
     path: PathBuf,
-    file: Vec<u8>,
+    image: Image,
     format: Format,
 }
 
 impl Kernel {
-    /// Reads the file and finds out by its content what it is.
+    /// Opens the file and finds out by its content what it is.
     pub fn open(path: impl AsRef<Path>) -> Result<Kernel, Error> {
         let path = path.as_ref();
-        Kernel::parse(path, file::read_kernel(path)?)
+        Kernel::of(path, Image::open(path)?)
     }
 
     /// The same for a file that is in memory already; `path` is for messages.
     pub fn parse(path: &Path, file: Vec<u8>) -> Result<Kernel, Error> {
-        match recognize(&file) {
-            Ok(format) => Ok(Kernel { path: path.to_owned(), file, format }),
+        Kernel::of(path, Image::Memory(file))
+    }
+
+    fn of(path: &Path, image: Image) -> Result<Kernel, Error> {
+        match recognize(&image) {
+            Ok(format) => Ok(Kernel { path: path.to_owned(), image, format }),
             Err(problem) => Err(problem.of(Role::Kernel, path)),
         }
     }
@@ -106,15 +112,20 @@ impl Kernel {
     /// Writes the loader's part of low memory anew each time, so that a second load after a reset
     /// starts as the first did.
     pub fn load(&self, ram: &GuestRam, params: &LoadParams) -> Result<Entry, Error> {
-        let entry = match &self.format {
-            Format::BzImage(kernel) => kernel.load(&self.file, ram, params),
-            Format::Pvh(kernel) => kernel.load(&self.file, ram, params),
-            Format::Multiboot(kernel) => kernel.load(&self.file, &self.name(), ram, params),
-        };
-        entry.map_err(|error| match error {
+        self.try_load(ram, params).map_err(|error| match error {
             RawError::Kernel(problem) => problem.of(Role::Kernel, &self.path),
             RawError::Other(error) => error,
         })
+    }
+
+    fn try_load(&self, ram: &GuestRam, params: &LoadParams) -> Result<Entry, RawError> {
+        let image = &self.image;
+        image.is_unchanged()?;
+        match &self.format {
+            Format::BzImage(kernel) => kernel.load(image, ram, params),
+            Format::Pvh(kernel) => kernel.load(&image.whole()?, ram, params),
+            Format::Multiboot(kernel) => kernel.load(&image.whole()?, &self.name(), ram, params),
+        }
     }
 
     fn name(&self) -> String {
@@ -130,13 +141,15 @@ impl fmt::Debug for Kernel {
 
 /// An ELF file may have both a multiboot header and a PVH note (Xen has): multiboot is the one for a
 /// loader that is not Xen.
-fn recognize(file: &[u8]) -> Result<Format, Problem> {
-    if file.is_empty() {
+fn recognize(image: &Image) -> Result<Format, Problem> {
+    let head = image.head();
+    if head.is_empty() {
         return Err(Problem::Empty);
     }
-    if bzimage::is_bzimage(file) {
-        return BzImage::parse(file).map(Format::BzImage);
+    if bzimage::is_bzimage(head) {
+        return BzImage::parse(head, image.size()).map(Format::BzImage);
     }
+    let file = &*image.whole()?;
     if let Some(header) = multiboot::find_header(file) {
         return Multiboot::parse(file, header).map(Format::Multiboot);
     }

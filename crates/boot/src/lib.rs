@@ -1,6 +1,6 @@
 //! Kernel loaders and firmware tables: everything a guest finds in its memory when it starts.
 //!
-//! A kernel file is read once and told apart by content ([`Kernel::open`]): Linux bzImage with the
+//! A kernel file is told apart by content ([`Kernel::open`]): Linux bzImage with the
 //! 64-bit boot protocol, ELF with a PVH entry note, multiboot 1. [`Kernel::load`] puts it, its
 //! initrd and its boot information into guest memory and returns the register state to start vCPU 0
 //! with ([`Entry`]). [`acpi::build`] writes the ACPI tables.
@@ -35,6 +35,7 @@ mod elf;
 mod entry;
 mod error;
 mod file;
+mod image;
 mod kernel;
 pub mod layout;
 mod memory_map;
