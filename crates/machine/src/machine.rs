@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chipset::{PowerEvent, PowerSink, SerialInput};
 use device::{Bus, MsiSink, Timers};
@@ -47,12 +47,16 @@ impl Machine {
         if !(1..=MAX_CPUS).contains(&spec.cpus) {
             return Err(Error::Cpus { cpus: spec.cpus, most: MAX_CPUS });
         }
+        let mut laps = Laps::start();
         // The files first: their errors are the most likely ones and cost nothing.
         let firmware = Firmware::open(&spec.boot, spec.cpus)?;
+        laps.done("files");
         let ram = memory::map(spec.memory)?;
+        laps.done("memory");
         let config = VmConfig { cpus: spec.cpus, cpu_model: spec.cpu_model };
         let vm = engine.create_vm(&config, ram.clone())?;
         let vcpus = (0..spec.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
+        laps.done("engine");
         let timers =
             Timers::start().map_err(|source| Error::Thread { what: "the machine's timers", source })?;
         let (power, events) = power_sink();
@@ -87,8 +91,11 @@ impl Machine {
             serial,
             _timers: timers,
         };
+        laps.done("devices");
         let mut vcpus = machine.take_vcpus();
         machine.start(&mut vcpus)?;
+        laps.done("kernel");
+        laps.tell();
         machine.vcpus = vcpus;
         Ok(machine)
     }
@@ -167,6 +174,29 @@ impl Machine {
     pub fn flush(&self) -> Result<(), Error> {
         lock(&self.chipset.com1).flush(SERIAL_PATIENCE);
         self.devices.flush()
+    }
+}
+
+/// Where the time goes until the guest runs, for `-vv`.
+struct Laps {
+    last: Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Laps {
+    fn start() -> Laps {
+        Laps { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn done(&mut self, what: &'static str) {
+        self.laps.push((what, self.last.elapsed()));
+        self.last = Instant::now();
+    }
+
+    fn tell(&self) {
+        let total: Duration = self.laps.iter().map(|(_, lap)| *lap).sum();
+        let laps: Vec<_> = self.laps.iter().map(|(what, lap)| format!("{what} {lap:.1?}")).collect();
+        log::debug!("built in {total:.1?}: {}", laps.join(", "));
     }
 }
 
