@@ -49,6 +49,13 @@ pub fn debian_disk() -> PathBuf {
     guests().join("debian12.raw")
 }
 
+/// The Debian 12 disk with more programs. A master, to be used read-only.
+pub fn programs_disk() -> PathBuf {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| run(Command::new(root().join("tools/guest-debian.sh")).arg("programs")));
+    guests().join("debian12-programs.raw")
+}
+
 /// The kernel to start it with.
 pub fn debian_kernel() -> Kernel {
     debian_disk();

@@ -26,6 +26,16 @@ impl Shell {
         Shell { session }
     }
 
+    /// Takes over a guest whose init is a shell, and starts one there that has a terminal.
+    pub fn at_root(mut session: Session) -> Shell {
+        session.wait_for("# ", BOOT);
+        session.type_line("setsid -c bash");
+        session.wait_for("# ", 60);
+        session.type_line(SET_PROMPT);
+        session.wait_for(PROMPT, 60);
+        Shell { session }
+    }
+
     /// Runs a command; what it prints.
     pub fn run(&mut self, command: &str) -> String {
         self.run_for(command, 120)
