@@ -5,7 +5,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test unit-test guest-test test-kvm lint bench install
+.PHONY: help demo build test unit-test guest-test soak test-kvm lint bench install
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,10 @@ unit-test: prepare ## The tests of the crates; seconds once built
 guest-test: prepare ## Boots kernels and a Debian and talks to them; minutes
 	@tools/prepare.sh guest-tests
 	$(CARGO) test --locked --no-fail-fast --package guest-tests -- --ignored --test-threads=1
+
+soak: prepare ## Ten minutes of everything at once in a guest with 2 vCPUs; not part of test
+	@tools/prepare.sh guest-tests
+	OSPITE_SOAK=$${OSPITE_SOAK:-600} $(CARGO) test --locked --package guest-tests --test soak -- --ignored --nocapture
 
 test-kvm: prepare ## The hardware engine on emulated hardware: boots Debian's kernel on nested page tables
 	tools/test-kvm.sh

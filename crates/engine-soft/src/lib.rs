@@ -34,6 +34,11 @@ pub enum Tier {
     Lockstep,
 }
 
+/// Bytes that the engine takes for each vCPU beside the guest's memory, at most: translated code, decoded
+/// blocks, and what is remembered of them. In lockstep it is more.
+pub const MEMORY_PER_VCPU: usize = 512 << 20;
+const _: () = assert!(x86::translate::translator::MEMORY_LIMIT + x86::block::MEMORY_LIMIT <= MEMORY_PER_VCPU);
+
 /// What people can choose.
 const OPTIONS: &str = "tier=interpreter|translator|lockstep";
 

@@ -80,6 +80,19 @@ impl Session {
         self.console.text(start, end)
     }
 
+    /// The same, and looks at the session all the while, twice a second.
+    pub fn watch_for(&mut self, text: &str, seconds: u64, mut look: impl FnMut(&Session)) -> String {
+        let deadline = Instant::now() + patience(seconds);
+        while Instant::now() < deadline {
+            look(self);
+            let next = deadline.min(Instant::now() + Duration::from_millis(500));
+            if self.console.wait_for(text, self.read, next).is_some() {
+                break;
+            }
+        }
+        self.wait_for(text, 1)
+    }
+
     /// Types.
     pub fn send(&mut self, keys: &[u8]) {
         // A guest that has just powered off does not read; the test sees that by its end.
@@ -96,6 +109,14 @@ impl Session {
     /// Closes the guest's keyboard: the end of our standard input.
     pub fn close_keyboard(&mut self) {
         self.keys = None;
+    }
+
+    /// Bytes of ospite that are in the host's memory, the guest's own among them.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kilobytes.unwrap_or_default() << 10
     }
 
     /// Sends a signal to ospite.

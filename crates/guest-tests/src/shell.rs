@@ -48,6 +48,13 @@ impl Shell {
         printed.trim_end_matches(PROMPT).replace("\r\n", "\n").trim().to_owned()
     }
 
+    /// Runs a command and looks at the session all the while, twice a second.
+    pub fn watch(&mut self, command: &str, seconds: u64, look: impl FnMut(&Session)) -> String {
+        self.session.type_line(command);
+        let printed = self.session.watch_for(PROMPT, seconds, look);
+        printed.trim_end_matches(PROMPT).replace("\r\n", "\n").trim().to_owned()
+    }
+
     /// Types a command that ends the shell.
     pub fn leave(mut self, command: &str) -> Session {
         self.session.type_line(command);

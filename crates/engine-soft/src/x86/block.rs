@@ -10,8 +10,12 @@ use super::op::Op;
 /// Most instructions of a block.
 pub const MAX_OPS: usize = 64;
 const SLOTS: usize = 1 << 15;
-/// Blocks kept before all are dropped at once: some 60 MB of operations at most.
+/// Blocks, and instructions in them, that are kept before all are dropped at once.
 const MAX_BLOCKS: usize = 1 << 17;
+const MAX_KEPT_OPS: usize = 1 << 20;
+/// Bytes that the blocks of one vCPU take at most. The list of them may be twice as long as it is full.
+pub const MEMORY_LIMIT: usize =
+    SLOTS * 4 + 2 * MAX_BLOCKS * size_of::<Block>() + (MAX_KEPT_OPS + MAX_OPS) * size_of::<Op>();
 
 /// What a block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +63,15 @@ pub struct Block {
 pub struct Blocks {
     heads: Box<[u32]>,
     blocks: Vec<Block>,
+    /// Instructions in them.
+    ops: usize,
     /// Blocks decoded so far, for statistics.
     pub decoded: u64,
 }
 
 impl Default for Blocks {
     fn default() -> Self {
-        Blocks { heads: vec![0; SLOTS].into(), blocks: Vec::new(), decoded: 0 }
+        Blocks { heads: vec![0; SLOTS].into(), blocks: Vec::new(), ops: 0, decoded: 0 }
     }
 }
 
@@ -87,18 +93,20 @@ impl Blocks {
     /// Keeps a block, instead of an older one with the same key.
     pub fn insert(&mut self, key: Key, version: u32, len: u32, ops: Box<[Op]>) -> &Block {
         self.decoded += 1;
+        if self.blocks.len() >= MAX_BLOCKS || self.ops >= MAX_KEPT_OPS {
+            self.clear();
+        }
+        self.ops += ops.len();
         let mut at = self.heads[key.slot()];
         while at != 0 {
             let index = at as usize - 1;
             if self.blocks[index].key == key {
                 let block = &mut self.blocks[index];
+                self.ops -= block.ops.len();
                 (block.version, block.len, block.ops) = (version, len, ops);
                 return &self.blocks[index];
             }
             at = self.blocks[index].next;
-        }
-        if self.blocks.len() >= MAX_BLOCKS {
-            self.clear();
         }
         let head = &mut self.heads[key.slot()];
         let next = std::mem::replace(head, self.blocks.len() as u32 + 1);
@@ -110,12 +118,25 @@ impl Blocks {
     pub fn clear(&mut self) {
         self.heads.fill(0);
         self.blocks.clear();
+        self.ops = 0;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_blocks_do_not_take_more_than_the_limit() {
+        let mode = Mode { code_bits: 64, stack_bits: 64, ..Mode::default() };
+        let op = crate::x86::decode::decode(&[0x90; 15], &mode).unwrap().unwrap();
+        let mut blocks = Blocks::default();
+        for gpa in 0..2 * (MAX_KEPT_OPS / MAX_OPS) as u64 {
+            blocks.insert(Key::new(gpa, &mode), 1, 64, vec![op; MAX_OPS].into());
+            let kept: usize = blocks.blocks.iter().map(|block| block.ops.len()).sum();
+            assert!(gpa % 4096 != 0 || kept == blocks.ops && kept <= MAX_KEPT_OPS + MAX_OPS, "{kept}");
+        }
+    }
 
     #[test]
     fn a_block_is_found_at_its_version_only_and_replaced_in_place() {

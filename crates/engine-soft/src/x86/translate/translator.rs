@@ -41,10 +41,20 @@ const MAX_INSNS: usize = 48;
 const LOOK_AHEAD: usize = 4;
 /// Code and sites of the longest unit need less.
 const ROOM: usize = 64 << 10;
-/// Sites kept before everything is dropped, some 100 bytes each.
+const SITES_OF_A_UNIT: usize = 1 << 10;
+/// Sites, units and instructions across pages kept before everything is dropped.
 const MAX_SITES: usize = 1 << 20;
+const MAX_UNITS: usize = 1 << 18;
+const MAX_STRADDLES: usize = 1 << 17;
 /// Page and context pairs remembered.
 const MAX_ALIASES: usize = 1 << 19;
+/// Bytes that a vCPU's translated code and all that is remembered of it take at most; the tables grow by
+/// doubling. The code is mapped twice, and counts twice where a process's resident pages are counted.
+pub const MEMORY_LIMIT: usize = 2 * super::cache::CACHE_SIZE
+    + 2 * MAX_SITES * size_of::<Site>()
+    + 2 * MAX_UNITS * (size_of::<(Key, Unit)>() + size_of::<(u64, Page)>() + 2 * size_of::<Key>())
+    + 2 * MAX_STRADDLES * size_of::<(Key, Straddle)>()
+    + 2 * MAX_ALIASES * size_of::<(u64, u64)>();
 /// Jumps that are linked anew, at most, from one tick to the next: this costs as much as a few hundred
 /// instructions, and is in vain if the next address space to run has other ideas.
 const RELINKS: u64 = 64;
@@ -196,6 +206,13 @@ impl Translator {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.cache.room() < ROOM
+            || self.sites.len() + SITES_OF_A_UNIT > MAX_SITES
+            || self.units.len() >= MAX_UNITS
+            || self.straddles.len() >= MAX_STRADDLES
+    }
+
     /// Drops all translated code.
     pub fn clear(&mut self, cpu: &mut Cpu) {
         self.cache.reset();
@@ -203,6 +220,7 @@ impl Translator {
         self.units.clear();
         self.pages.clear();
         self.straddles.clear();
+        self.steps.clear();
         self.link = None;
         self.link_ids.clear();
         self.aliases.clear();
@@ -531,7 +549,7 @@ impl Translator {
     #[cold]
     fn translate(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
         let start = Clock::ticks();
-        if self.cache.room() < ROOM || self.sites.len() > MAX_SITES {
+        if self.is_full() {
             self.clear(cpu);
         }
         let vm = cpu.vm.clone();

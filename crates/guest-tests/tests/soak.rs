@@ -1,0 +1,59 @@
+//! Everything at once for long: stress-ng from Debian in a guest with two vCPUs, its checks on.
+
+use guest_tests::artefacts::{debian_kernel, programs_disk};
+use guest_tests::{Ospite, Shell};
+
+const MIB: u64 = 1 << 20;
+const GUEST: u64 = 768 * MIB;
+/// `engine_soft::MEMORY_PER_VCPU`
+const PER_VCPU: u64 = 512 * MIB;
+/// The program itself, its threads' stacks, devices, disk caches.
+const BASE: u64 = 128 * MIB;
+
+/// Computing, memory, processes, signals and faults, changing mappings and code, and a network on `lo`.
+const STRESSORS: &str = "cpu matrix vm fork switch mmap mremap zlib qsort sigsegv sigfpe sigtrap futex pipe \
+    tlb-shootdown icache mprotect vforkmany clone memcpy atomic timer sock userfaultfd funccall vecmath fp \
+    opcode affinity str wcs hash crypt udp";
+const OPTIONS: &str = "--vm-bytes 48M --mmap-bytes 24M --mremap-bytes 12M --verify --temp-path /tmp";
+
+/// What a kernel prints when something is wrong.
+const ALARMS: &[&str] = &[
+    "WARNING:",
+    "BUG:",
+    "Oops",
+    "Call Trace",
+    "lockup",
+    "rcu: INFO",
+    "stall",
+    "hung",
+    "MCE",
+    "Out of memory",
+];
+
+#[test]
+#[ignore = "boots a guest: make guest-test, or make soak for ten minutes of it"]
+fn a_guest_under_every_kind_of_load_stays_sound_and_ospite_within_its_memory() {
+    let seconds = std::env::var("OSPITE_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(45);
+    let disk = format!("{},readonly,format=raw", programs_disk().display());
+    let ospite = Ospite::run().option("--engine", "soft").cpus(2).memory("768M").kernel(&debian_kernel());
+    let session = ospite.disk(disk).append("root=/dev/vda ro init=/bin/bash quiet").start();
+    let mut shell = Shell::at_root(session);
+    shell.run("mount -t tmpfs none /tmp; mount -t tmpfs none /run; cd /tmp; ip link set lo up");
+    let stressors: String = STRESSORS.split_whitespace().map(|name| format!("--{name} 1 ")).collect();
+    let mut sizes = Vec::new();
+    let printed = shell.watch(
+        &format!("stress-ng {stressors} {OPTIONS} --timeout {seconds} 2>&1; echo status $?"),
+        seconds * 3 + 240,
+        |session| sizes.push(session.resident()),
+    );
+    assert!(printed.contains("status 0"), "{printed}");
+    assert!(!printed.contains("fail:"), "{printed}");
+    let messages = shell.run("dmesg");
+    for alarm in ALARMS {
+        assert!(!messages.contains(alarm), "{alarm} in:\n{messages}");
+    }
+    let (half, most) = (sizes[sizes.len() / 2], sizes.iter().copied().max().unwrap_or_default());
+    println!("resident: {} MiB at half time, {} MiB at most", half / MIB, most / MIB);
+    assert!(most > 100 * MIB && most <= GUEST + 2 * PER_VCPU + BASE, "{} MiB", most / MIB);
+    assert_eq!(shell.leave("poweroff -f").end(60).code(), 0);
+}
