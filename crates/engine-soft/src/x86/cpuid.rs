@@ -3,6 +3,8 @@
 //! Sources: SDM 2A "CPUID", AMD APM 3 appendix E; the hypervisor leaves are KVM's paravirtual
 //! interface.
 
+use std::sync::OnceLock;
+
 use super::cpu::Cpu;
 use engine::Error;
 use engine::x86::bits::cr4;
@@ -122,10 +124,21 @@ fn hidden_apic(cpu: &Cpu) -> u32 {
 fn area(components: u64) -> u32 {
     if components & 4 != 0 { 576 + 256 } else { 576 }
 }
+/// The host's answers to the leaves below 0x20 and to the extended ones up to 0x80000021, asked for once:
+/// where the host is itself a guest, each `CPUID` is an exit that takes microseconds.
+static BASIC: [[OnceLock<Leaf>; 8]; 0x20] = [const { [const { OnceLock::new() }; 8] }; 0x20];
+static EXTENDED: [OnceLock<Leaf>; 0x22] = [const { OnceLock::new() }; 0x22];
 
 fn host(leaf: u32, subleaf: u32) -> Leaf {
-    let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
-    [r.eax, r.ebx, r.ecx, r.edx]
+    let known = match leaf {
+        0x8000_0000.. => EXTENDED.get((leaf - 0x8000_0000) as usize).filter(|_| subleaf == 0),
+        _ => BASIC.get(leaf as usize).and_then(|leaf| leaf.get(subleaf as usize)),
+    };
+    let ask = || {
+        let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+        [r.eax, r.ebx, r.ecx, r.edx]
+    };
+    known.map_or_else(ask, |known| *known.get_or_init(ask))
 }
 
 impl Cpuid {
