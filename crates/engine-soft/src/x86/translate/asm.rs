@@ -294,6 +294,13 @@ impl Asm {
         self.buf.push(count);
     }
 
+    /// `rorx dst, src, count`, 64 bits (BMI2). Leaves flags alone.
+    pub fn rorx(&mut self, dst: Reg, src: Reg, count: u8) {
+        let extended = |reg: Reg| !reg >> 3 & 1;
+        let registers = extended(dst) << 7 | 0x40 | extended(src) << 5;
+        self.raw(&[0xc4, registers | 3, 0xfb, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
+    }
+
     /// `add qword [mem], imm32`.
     pub fn add_mem_imm(&mut self, mem: Mem, value: i32) {
         self.op_mem(true, &[0x81], 0, &mem);
@@ -448,6 +455,8 @@ mod tests {
         asm.store(Mem::at(host::R12, 0), host::RBP);
         asm.store(Mem::at(host::R13, 0), host::RBP);
         asm.shr(host::R11, 7);
+        asm.rorx(host::R11, host::R10, 7);
+        asm.rorx(host::RCX, host::R13, 12);
         let forward = asm.jcc_forward(cc::A);
         asm.ret();
         asm.bind(forward);
@@ -463,10 +472,12 @@ mod tests {
             "mov [r12],rbp",
             "mov [r13],rbp",
             "shr r11,7",
+            "rorx r11,r10,7",
+            "rorx rcx,r13,0Ch",
         ];
         let text = disassemble(&asm);
         assert_eq!(&text[..expected.len()], expected);
-        assert!(text[10].starts_with("ja "), "{}", text[10]);
-        assert!(text[10].contains(&format!("{:X}", asm.here() - 7)), "{text:?} {:x}", asm.here());
+        assert!(text[12].starts_with("ja "), "{}", text[12]);
+        assert!(text[12].contains(&format!("{:X}", asm.here() - 7)), "{text:?} {:x}", asm.here());
     }
 }

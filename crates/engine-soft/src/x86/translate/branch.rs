@@ -41,7 +41,7 @@ impl Builder<'_> {
 
     /// Pushes the address behind a call.
     fn push_return(&mut self, insn: &Insn) {
-        self.disturb(ARITHMETIC);
+        self.disturb(insn.live_after);
         let operand = self.stack(insn, Location::at(reg::RSP, -8), true, true);
         self.page_relative(B, insn.end().into());
         self.asm.store(operand.mem, B);

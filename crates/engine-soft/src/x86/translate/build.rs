@@ -93,6 +93,12 @@ pub(super) struct Builder<'a> {
     pub view: View,
     /// What the current instruction's accesses share with others.
     pub uses: Uses,
+    /// The group that B is of in front of the current instruction, and the one behind it.
+    pub held: Option<u8>,
+    /// See [`Builder::held`].
+    pub holds: Option<u8>,
+    /// The host has BMI2.
+    pub bmi2: bool,
 }
 
 /// How a unit ends behind its last instruction, if that is not a jump.
@@ -114,7 +120,8 @@ pub fn liveness(insns: &mut [Insn], live_at: &dyn Fn(u32) -> u32) {
         match insn.class {
             Class::Branch => live |= target_live(insn, live_at),
             Class::Jump => live = target_live(insn, live_at),
-            Class::Call | Class::Return | Class::JumpIndirect | Class::CallIndirect => live = ARITHMETIC,
+            Class::Call => live = target_live(insn, live_at),
+            Class::Return | Class::JumpIndirect | Class::CallIndirect => live = ARITHMETIC,
             _ => {}
         }
         insn.live_after = live;
@@ -150,7 +157,11 @@ pub fn build(
     let unit = b.entries(insns);
     for (n, insn) in insns.iter().enumerate() {
         b.uses = uses.get(n).copied().unwrap_or_default();
+        b.held = b.holds.take();
         b.instruction(insn);
+        if b.holds.is_none() && spares_b(insn) {
+            b.holds = b.held;
+        }
         if insn.shadow {
             b.window(insn);
         }
@@ -158,6 +169,15 @@ pub fn build(
     b.end(insns, end);
     b.emit_cold();
     (b.asm.bytes().to_vec(), unit)
+}
+
+/// Whether the code for an instruction surely leaves B alone.
+fn spares_b(insn: &Insn) -> bool {
+    match insn.class {
+        Class::Nothing => true,
+        Class::Generic | Class::Copy => insn.memory.is_none() && insn.slots == 0 && !insn.vector,
+        _ => false,
+    }
 }
 
 /// Builds a unit of nothing but an instruction across the end of the page.
@@ -209,6 +229,9 @@ impl<'a> Builder<'a> {
             vectors: false,
             view: place.view,
             uses: Uses::default(),
+            held: None,
+            holds: None,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         }
     }
 }

@@ -90,6 +90,14 @@ impl CodeCache {
         unsafe { self.write.as_ptr().add(offset).cast::<u32>().write_unaligned(value) };
     }
 
+    /// Puts a jump to `target` at executable address `at`, five bytes.
+    pub fn patch_to_jump(&mut self, at: u64, target: u64) {
+        self.patch(at + 1, target.wrapping_sub(at + 5) as u32);
+        let offset = (at - self.execute.as_ptr().expose_provenance() as u64) as usize;
+        // SAFETY: in front of what was checked just now; as there.
+        unsafe { self.write.as_ptr().add(offset).write(0xe9) };
+    }
+
     /// Replaces the first occurrence of some bytes.
     #[cfg(test)]
     pub fn replace(&mut self, from: &[u8], to: &[u8]) {

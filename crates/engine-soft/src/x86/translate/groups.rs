@@ -6,6 +6,10 @@
 //! leave flags alone. A group that turns out to lie across two pages, or in a page that is not in the
 //! TLB, is left to the unit's plain variant, which checks every access ([`PLAIN`]).
 //!
+//! A group is checked for writing even if its writes are behind a branch that is seldom taken. Where that
+//! goes wrong too often, because the page may be read only, the check gives way to the plain variant for
+//! good ([`REFUSALS`]).
+//!
 //! What was checked stays true to the end of the unit as long as no handler runs: translations change in
 //! handlers and between units.
 
@@ -19,6 +23,8 @@ use super::regs::host_of;
 pub const PLAIN: u8 = 0x80;
 /// Groups of a unit.
 pub const MAX_GROUPS: usize = 16;
+/// How often a page may be readable but not writable where a group is checked.
+pub const REFUSALS: u32 = 100;
 /// Bytes of a group: the longer, the more often it lies across pages.
 const MAX_SPAN: i64 = 1024;
 
@@ -80,8 +86,6 @@ struct Group {
     low: i64,
     high: i64,
     write: bool,
-    /// A branch may leave the unit between its first access and here.
-    conditional: bool,
     /// Instruction, whether it is the stack's access, and where.
     members: Vec<(usize, bool, i64)>,
 }
@@ -126,7 +130,6 @@ impl Planner {
                 self.versions.iter_mut().for_each(|version| *version += 1);
                 return;
             }
-            Class::Branch => self.open.iter_mut().for_each(|group| group.conditional = true),
             _ => {}
         }
         if let Some(access) = insn.memory
@@ -194,7 +197,7 @@ impl Planner {
         if let Some(known) = self.open.iter().position(|group| group.key == key) {
             let group = &mut self.open[known];
             let (low, high) = (group.low.min(at), group.high.max(end));
-            if high - low <= MAX_SPAN && (group.write || !write || !group.conditional) {
+            if high - low <= MAX_SPAN {
                 (group.low, group.high) = (low, high);
                 group.write |= write;
                 group.members.push((n, stack, at));
@@ -203,7 +206,7 @@ impl Planner {
             self.closed.push(self.open.swap_remove(known));
         }
         let members = vec![(n, stack, at)];
-        self.open.push(Group { key, low: at, high: end, write, conditional: false, members });
+        self.open.push(Group { key, low: at, high: end, write, members });
     }
 
     fn end(&mut self) {
@@ -262,5 +265,56 @@ fn moved(insn: &Insn) -> Option<(u8, i64)> {
             Some((gpr(first()?)?, ins.memory_displacement64() as i64))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86::op::RIP;
+    use crate::x86::testing::{CODE, DATA};
+    use crate::x86::translate::tests::pair::Pair;
+
+    /// `mov rax, [rbx]; test rdx, rdx; jz over; mov [rbx+8], rax; over: add rcx, [rbx+16]; dec rsi; jnz; ud2`
+    const LOOP: [u8; 23] = [
+        0x48, 0x8b, 0x03, 0x48, 0x85, 0xd2, 0x74, 4, 0x48, 0x89, 0x43, 8, 0x48, 0x03, 0x4b, 16, 0x48, 0xff,
+        0xce, 0x75, 0xeb, 0x0f, 0x0b,
+    ];
+
+    fn run(pair: &mut Pair, rbx: u64, rdx: u64, rounds: u64) {
+        pair.set(RIP, CODE);
+        pair.set(reg::RBX, rbx);
+        pair.set(reg::RDX, rdx);
+        pair.set(reg::RSI, rounds);
+        pair.run();
+    }
+
+    #[test]
+    fn a_group_across_pages_is_accessed_one_by_one() {
+        let mut pair = Pair::new(&LOOP);
+        for rbx in [DATA, DATA + 0xfe8, DATA + 0xff0, DATA + 0xff8, DATA + 0xffc, DATA + 0x1000] {
+            for rdx in [0, 1] {
+                run(&mut pair, rbx, rdx, 20);
+            }
+        }
+        assert_eq!(pair.translator.stats.handlers, 0);
+    }
+
+    #[test]
+    fn a_page_that_is_only_read_is_not_checked_for_writing_for_ever() {
+        let mut pair = Pair::new(&LOOP);
+        run(&mut pair, CODE + 0x800, 0, 3000);
+        assert_eq!(pair.translator.most_refusals(), REFUSALS);
+        // Now the code's page is written, and then data's.
+        run(&mut pair, CODE + 0x800, 1, 50);
+        run(&mut pair, DATA, 1, 50);
+    }
+
+    #[test]
+    fn a_group_faults_at_the_access_that_does() {
+        let mut pair = Pair::new(&LOOP);
+        run(&mut pair, DATA, 1, 20);
+        run(&mut pair, 0x7000_0000_0000, 1, 20);
+        run(&mut pair, 0x3f_fff0, 1, 20); // memory ends before the third
     }
 }

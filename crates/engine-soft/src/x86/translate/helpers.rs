@@ -5,11 +5,10 @@
 use mem::PAGE_SIZE;
 
 use super::super::cpu::Cpu;
-use super::super::fast::FAST_ENTRIES;
 use super::super::op::{RIP, flag};
 use super::frame::Frame;
 use super::site::{OpSite, Site};
-use super::translator::{Translator, mode_bits};
+use super::translator::{Translator, missed_address, mode_bits};
 use engine::x86::bits::rflags;
 
 /// Leave translated code.
@@ -51,9 +50,7 @@ pub unsafe extern "sysv64" fn miss(cpu: *mut Cpu, site: u64) -> u64 {
     let (cpu, translator) = unsafe { both(cpu) };
     let Some(Site::Op(op)) = translator.site(site) else { return LEAVE };
     let view = cpu.view();
-    let entry = &cpu.tlb.fast.entries[view as usize][(cpu.frame.scratch[1] >> 5) as usize % FAST_ENTRIES];
-    let tag = if op.write { entry.write } else { entry.read };
-    let linear = cpu.frame.scratch[0].wrapping_add(tag);
+    let linear = missed_address(cpu, &op);
     let inside = (linear % PAGE_SIZE) + u64::from(op.size) <= PAGE_SIZE;
     if inside && cpu.tlb.refill(view, linear, op.write) {
         translator.stats.refills += 1;
@@ -144,7 +141,10 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
 fn plain(cpu: &mut Cpu, translator: &mut Translator, site: &OpSite) -> u64 {
     cpu.regs[RIP as usize] = cpu.frame.page.wrapping_add(site.at.into());
     match translator.plain_entry(cpu) {
-        Some(code) => code,
+        Some(code) => {
+            translator.refused(cpu, site, code);
+            code
+        }
         None => {
             cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
             translator.plain = true;

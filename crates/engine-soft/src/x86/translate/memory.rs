@@ -77,6 +77,11 @@ impl Builder<'_> {
 
     /// Effective address (without the segment's base) to `dst`. Uses A and B.
     pub fn offset(&mut self, insn: &Insn, dst: u8) {
+        self.offset_of_size(insn, dst, insn.op.mem.mask == u64::MAX);
+    }
+
+    /// The same with 32 bits unless `wide`, if it has a register in it.
+    pub fn offset_of_size(&mut self, insn: &Insn, dst: u8, wide: bool) {
         let ins = &insn.ins;
         let disp = ins.memory_displacement64();
         let (base, index) = (ins.memory_base(), ins.memory_index());
@@ -89,7 +94,6 @@ impl Builder<'_> {
         let base = gpr(base).map(|number| self.in_register(number, A));
         let scale = ins.memory_index_scale().trailing_zeros() as u8;
         let index = gpr(index).map(|number| (self.in_register(number, B), scale));
-        let wide = insn.op.mem.mask == u64::MAX;
         let disp = disp as i32;
         match (base, index, disp) {
             (Some(base), None, 0) if wide => self.asm.mov(dst, base),
@@ -115,6 +119,7 @@ impl Builder<'_> {
             let mut mem = self.grouped(insn, Location::of(insn), part);
             let mut unaligned = None;
             if b_wanted || insn.alignment > 1 {
+                self.holds = None; // whoever resumes behind a handler knows nothing of B
                 self.asm.lea(true, A, &mem);
                 mem = Mem::at(A, 0);
             }
@@ -137,6 +142,7 @@ impl Builder<'_> {
         if let Some(part) = self.uses.stack {
             let mut mem = self.grouped(insn, place, part);
             if b_wanted {
+                self.holds = None;
                 self.asm.lea(true, A, &mem);
                 mem = Mem::at(A, 0);
             }
@@ -154,8 +160,10 @@ impl Builder<'_> {
     fn grouped(&mut self, insn: &Insn, place: Location, part: Use) -> Mem {
         match part.check {
             Some(check) => self.check_group(insn, place, part.group, check),
+            None if self.held.take() == Some(part.group) => {}
             None => self.asm.load(B, slot(at::group(part.group))),
         }
+        self.holds = Some(part.group);
         let disp = place.disp;
         match (place.base, place.index) {
             (None, None) => Mem::at(B, disp),
@@ -222,9 +230,14 @@ impl Builder<'_> {
     /// Compares `size` bytes at A with the TLB: a jump for when they miss. Behind it, A is the offset in the
     /// page and B the entry of the page. Disturbs flags.
     fn compare(&mut self, size: u32, write: bool) -> Fixup {
+        (self.held, self.holds) = (None, None);
         let view = self.view;
-        self.asm.mov(B, A);
-        self.asm.shr(B, 12 - ENTRY_BITS);
+        if self.bmi2 {
+            self.asm.rorx(B, A, 12 - ENTRY_BITS);
+        } else {
+            self.asm.mov(B, A);
+            self.asm.shr(B, 12 - ENTRY_BITS);
+        }
         self.asm.alu_imm(false, Alu::And, B, ((FAST_ENTRIES - 1) << ENTRY_BITS) as i32);
         self.asm.alu_mem(Alu::Sub, A, Mem::indexed(host::RSP, B, 0, at::tag(view, write)));
         self.asm.alu_imm(true, Alu::Cmp, A, PAGE - size as i32);

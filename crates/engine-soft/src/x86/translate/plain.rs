@@ -128,6 +128,7 @@ impl Builder<'_> {
             Some(access) => {
                 let memory = self.memory(insn, access, false);
                 self.asm.op_mem(wide, &[0x8b], B, &memory.mem);
+                self.holds = None;
                 operand = Some(memory);
                 B
             }
@@ -187,8 +188,10 @@ impl Builder<'_> {
                 }
             }
             size => {
-                self.offset(insn, dst);
-                if size == 4 {
+                let registers = gpr(insn.ins.memory_base()).or(gpr(insn.ins.memory_index()));
+                let short = size == 4 && registers.is_some();
+                self.offset_of_size(insn, dst, !short && insn.op.mem.mask == u64::MAX);
+                if size == 4 && !short {
                     self.asm.mov32(dst, dst);
                 }
                 if target.is_none() {

@@ -16,13 +16,13 @@ use super::super::block::Blocks;
 use super::super::cpu::Cpu;
 use super::super::decode::{self, MAX_LEN};
 use super::super::exception::{Exception, Exec};
-use super::super::fast::NO_CONTEXT;
+use super::super::fast::{FAST_ENTRIES, NO_CONTEXT};
 use super::super::op::{Op, RIP, flag};
 use super::super::run::{code_page, copy_page, step_block};
 use super::super::tlb::View;
 use super::build::{End, Place, Unit, build, build_across, build_straddle, liveness};
 use super::cache::CodeCache;
-use super::groups::{PLAIN, plan};
+use super::groups::{PLAIN, REFUSALS, plan};
 use super::helpers;
 use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
 use super::lockstep::{self, Step};
@@ -128,6 +128,8 @@ pub struct Translator {
     units: Map<Key, Unit>,
     pages: Map<u64, Page>,
     straddles: Map<Key, Straddle>,
+    /// How often the check of a group, by its address, found a page that cannot be written.
+    refusals: Map<u64, u32>,
     /// The instructions of each unit, and how often it was compared, in lockstep.
     steps: Map<Key, (Vec<Step>, u32)>,
     /// Contexts by number: when the jump cache was last cleared, and the number of links made since.
@@ -176,6 +178,7 @@ impl Translator {
             units: Map::default(),
             pages: Map::default(),
             straddles: Map::default(),
+            refusals: Map::default(),
             steps: Map::default(),
             seen: 0,
             link: None,
@@ -221,6 +224,7 @@ impl Translator {
         self.pages.clear();
         self.straddles.clear();
         self.steps.clear();
+        self.refusals.clear();
         self.link = None;
         self.link_ids.clear();
         self.aliases.clear();
@@ -538,6 +542,20 @@ impl Translator {
         (!self.lockstep).then_some(unit.indirect)
     }
 
+    /// The check of a group failed, and `code` goes on without: if that is because the page cannot be
+    /// written for now, and not the first time, it is not tried again.
+    pub(super) fn refused(&mut self, cpu: &Cpu, site: &OpSite, code: u64) {
+        let linear = missed_address(cpu, site);
+        let readable = cpu.tlb.read(cpu.view(), linear).is_some();
+        if site.write && readable && cpu.tlb.write(cpu.view(), linear).is_none() {
+            let count = self.refusals.entry(site.retry).or_insert(0);
+            *count += 1;
+            if *count == REFUSALS {
+                self.cache.patch_to_jump(site.retry, code);
+            }
+        }
+    }
+
     /// The unit at `gpa`, translated if need be. `None` if it must be interpreted.
     fn find(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
         match self.units.get(&Key::new(gpa, mode)) {
@@ -728,6 +746,11 @@ impl Translator {
     pub fn tamper(&mut self, from: &[u8], to: &[u8]) {
         self.cache.replace(from, to);
     }
+
+    /// How often the check of a group was in vain, at most.
+    pub fn most_refusals(&self) -> u32 {
+        self.refusals.values().copied().max().unwrap_or(0)
+    }
 }
 
 impl Drop for Translator {
@@ -784,6 +807,13 @@ fn mark_shadows(insns: &mut [Insn]) {
 /// What the jump cache tags its entries with: a user's belong to an address space, a supervisor's to all.
 fn context_of(cpu: &Cpu, mode: u8) -> u64 {
     if cpu.cpl == 3 { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() }
+}
+
+/// Linear address that a check, which failed, was of.
+pub(super) fn missed_address(cpu: &Cpu, site: &OpSite) -> u64 {
+    let slot = (cpu.frame.scratch[1] >> 5) as usize % FAST_ENTRIES;
+    let entry = &cpu.tlb.fast.entries[cpu.view() as usize][slot];
+    cpu.frame.scratch[0].wrapping_add(if site.write { entry.write } else { entry.read })
 }
 
 /// What of the mode translation depends on.

@@ -249,7 +249,8 @@ fn field(random: &mut Random, base: u8) -> Vec<u8> {
         &[0x0f, 0x28],
     ]);
     let (reg, indexed) = (random.pick(&[1u8, 2, 6, 8, 10, 14]), random.below(4) == 0);
-    let reg = if opcode == [0xff] { reg & 8 | random.below(2) as u8 } else { reg };
+    // inc, dec, push
+    let reg = if opcode == [0xff] { reg & 8 | random.pick(&[0, 1, 6]) } else { reg };
     code.push(0x40 | (random.below(2) as u8) << 3 | reg >> 3 << 2 | base >> 3);
     code.extend(opcode);
     let sib = if indexed { 1 << 3 | base & 7 } else { 0x20 | base & 7 }; // RCX or no index
