@@ -5,7 +5,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test unit-test guest-test soak test-kvm lint bench install
+.PHONY: help demo build test unit-test guest-test soak test-kvm test-office lint bench install
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,9 @@ soak: prepare ## Ten minutes of everything at once in a guest with 2 vCPUs; not 
 
 test-kvm: prepare ## The hardware engine on emulated hardware: boots Debian's kernel on nested page tables
 	tools/test-kvm.sh
+
+test-office: prepare ## Three services in three VMs, real clients, and harm done to one after the other; minutes
+	tools/test-office.sh
 
 lint: prepare ## Format, clippy, arrows of the house plan, licences, shell scripts
 	tools/lint.sh
