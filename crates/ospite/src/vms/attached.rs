@@ -40,9 +40,9 @@ pub fn run_image(image: &Name, args: &RunArgs) -> Result<Code, Failure> {
 
 /// `debian`, `debian-2`, ...
 fn free_name(home: &Home, image: &Name) -> Name {
-    let numbered = (2..).filter_map(|number| format!("{image}-{number}").parse().ok());
+    let numbered = (2..10_000).filter_map(|number| format!("{image}-{number}").parse().ok());
     // A name that is too long for a number is given once.
-    let mut names = std::iter::once(image.clone()).chain(numbered.take(10_000));
+    let mut names = std::iter::once(image.clone()).chain(numbered);
     names.find(|name| !home.vm(name).exists()).unwrap_or_else(|| image.clone())
 }
 
