@@ -84,6 +84,10 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
     let next = run_op(cpu, translator, &op);
     Translator::publish_deadline(cpu);
     if next != LEAVE && mode_bits(cpu) == mode {
+        // Handlers execute what serializes (CPUID): code that another vCPU has rewritten is void behind it.
+        if translator.code_changed() {
+            return LEAVE;
+        }
         Translator::set_mask(cpu);
         return next;
     }

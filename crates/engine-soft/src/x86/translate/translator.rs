@@ -475,11 +475,16 @@ impl Translator {
         cpu.frame.attention_mask = mask.into();
     }
 
+    /// Whether code pages were written since units were last compared with theirs.
+    pub(super) fn code_changed(&self) -> bool {
+        mem::code_changes() != self.seen
+    }
+
     /// Goes on behind a handler that changed where or how code runs, if the jump cache knows the way.
     /// Answers the code's address or 0.
     pub(super) fn go_on(&mut self, cpu: &mut Cpu) -> u64 {
         let rip = cpu.regs[RIP as usize];
-        let changed = mem::code_changes() != self.seen || cpu.activity != Activity::Running;
+        let changed = self.code_changed() || cpu.activity != Activity::Running;
         if self.lockstep || changed || !translatable(cpu) {
             return 0;
         }
