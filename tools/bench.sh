@@ -18,7 +18,7 @@ say "The engine alone, in millions of guest instructions a second:"
     sed -n "s/^\.*\(.*\): \([0-9]*\) million instructions.*/  \2\t\1/p"
 
 say "Whole guests, the interpreter alone (the reference, one round of little work):"
-target/release/ospite-bench --ospite-args '--engine soft,tier=interpreter' --cache "$guests" --rounds 1 --divide 64 "$@"
+target/release/ospite-bench --ospite-args='--engine soft,tier=interpreter' --cache "$guests" --rounds 1 --divide 64 "$@"
 
 say "Whole guests, as they are run:"
 target/release/ospite-bench --cache "$guests" --rounds "${OSPITE_BENCH_ROUNDS:-3}" \
