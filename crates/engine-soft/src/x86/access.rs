@@ -222,8 +222,10 @@ impl Cpu {
         }
         // A page with code must be written the slow way, so that the code is voided. It becomes data
         // by that, and the next write may enter it as writable.
-        let writable = write && walked.writable && !page.state.has_code();
-        if writable {
+        // What is written for the first time is logged, also where only the dirty log has forgotten it.
+        let logged = write || page.state.is_dirty() && self.write_log.is_none();
+        let writable = logged && walked.writable && !page.state.has_code();
+        if write && writable {
             page.state.mark_dirty();
         }
         let host = page.host.expose_provenance() as u64;

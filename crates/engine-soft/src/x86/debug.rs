@@ -40,6 +40,18 @@ impl Cpu {
         self.flag(rflags::TF | rflags::RF) || self.dr[7] & DR7_ENABLED != 0 || self.debug_trap != 0
     }
 
+    /// RF spares the next instruction its breakpoint: where there is none, it is over before that begins.
+    /// Every return from a page fault brings it.
+    #[inline(always)]
+    pub(super) fn end_idle_resume(&mut self) {
+        if self.flag(rflags::RF) {
+            self.rflags &= !rflags::RF;
+            if self.watched() {
+                self.rflags |= rflags::RF;
+            }
+        }
+    }
+
     /// `#DB` with `conditions` added to DR6.
     fn debug_exception(&mut self, conditions: u64) -> Exception {
         // The breakpoint bits say what was met this time, the others gather (SDM 3B, 17.2.3).
@@ -243,6 +255,20 @@ mod tests {
         system.cpu.rflags |= rflags::RF;
         assert_eq!(system.guest.step(), Ok(()));
         assert!(!system.cpu.flag(rflags::RF));
+    }
+
+    #[test]
+    fn rf_is_over_at_once_where_there_is_no_breakpoint_and_only_there() {
+        let mut system = System::long(&[NOP]);
+        system.cpu.rflags |= rflags::RF;
+        system.guest.cpu.end_idle_resume();
+        assert!(!system.cpu.flag(rflags::RF));
+        system.guest.cpu.write_dr(0, CODE).unwrap();
+        system.guest.cpu.write_dr(7, 1).unwrap();
+        system.cpu.rflags |= rflags::RF;
+        system.guest.cpu.end_idle_resume();
+        assert!(system.cpu.flag(rflags::RF));
+        assert_eq!(system.guest.step(), Ok(()));
     }
 
     #[test]

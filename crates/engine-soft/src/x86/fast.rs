@@ -1,7 +1,7 @@
 //! The part of the TLB that translated code reads: laid out for a check of few instructions.
 //!
 //! It holds what is valid *now*: one address space, no tags to compare but the page. A switch of the
-//! address space empties it, and the [`Tlb`](super::tlb::Tlb) behind it, which knows ASIDs, refills it.
+//! address space empties it of all that is not global, and the [`Tlb`](super::tlb::Tlb) behind it, which knows ASIDs, refills it.
 
 use super::tlb::View;
 
@@ -10,6 +10,8 @@ pub const FAST_ENTRIES: usize = 1024;
 /// Entries of the jump cache; a power of two.
 pub const JUMP_ENTRIES: usize = 4096;
 const PAGE: u64 = !0xfff;
+/// Bits of the filter of pages with jump targets. Kernels forget pages of data all the time.
+const FILTER: usize = 1 << 16;
 /// How many refills are remembered, so that emptying need not touch everything.
 const REMEMBERED: usize = 512;
 
@@ -43,8 +45,47 @@ pub fn slot(linear: u64) -> usize {
 pub struct FastTlb {
     /// By view, then by slot.
     pub entries: [[FastEntry; FAST_ENTRIES]; 3],
-    refilled: [u16; REMEMBERED],
+    /// Which entries are valid in every address space.
+    global: [bool; 3 * FAST_ENTRIES],
+    refilled: Refilled,
+    /// Those that go with their address space; a part of `refilled`.
+    private: Refilled,
+}
+
+/// The entries that were filled, as far as there is room.
+struct Refilled {
+    at: [u16; REMEMBERED],
     count: usize,
+}
+
+impl Refilled {
+    const NONE: Refilled = Refilled { at: [0; REMEMBERED], count: 0 };
+
+    fn push(&mut self, at: usize) {
+        if self.count < REMEMBERED {
+            self.at[self.count] = at as u16;
+        }
+        self.count += 1;
+    }
+
+    /// Calls `change` with each entry that was filled, or with all, and with what they hold if empty.
+    fn each(
+        &self,
+        entries: &mut [[FastEntry; FAST_ENTRIES]; 3],
+        change: impl Fn(&mut FastEntry, u64, usize),
+    ) {
+        let flat = entries.as_flattened_mut();
+        if self.count <= REMEMBERED {
+            for &at in &self.at[..self.count] {
+                let at = usize::from(at);
+                change(&mut flat[at], nowhere(at % FAST_ENTRIES), at);
+            }
+        } else {
+            for (at, entry) in flat.iter_mut().enumerate() {
+                change(entry, nowhere(at % FAST_ENTRIES), at);
+            }
+        }
+    }
 }
 
 impl Default for FastTlb {
@@ -55,13 +96,18 @@ impl Default for FastTlb {
                 (entry.read, entry.write) = (nowhere(slot), nowhere(slot));
             }
         }
-        FastTlb { entries, refilled: [0; REMEMBERED], count: 0 }
+        FastTlb {
+            entries,
+            global: [false; 3 * FAST_ENTRIES],
+            refilled: Refilled::NONE,
+            private: Refilled::NONE,
+        }
     }
 }
 
 impl FastTlb {
-    /// Enters a page; `write` if writes may hit it too.
-    pub fn fill(&mut self, view: View, linear: u64, host: u64, write: bool) {
+    /// Enters a page; `write` if writes may hit it too, `global` if it belongs to every address space.
+    pub fn fill(&mut self, view: View, linear: u64, host: u64, write: bool, global: bool) {
         let slot = slot(linear);
         let entry = &mut self.entries[view as usize][slot];
         let page = linear & PAGE;
@@ -69,29 +115,28 @@ impl FastTlb {
         entry.write = if write { page } else { nowhere(slot) };
         entry.host = host;
         entry.addend = host.wrapping_sub(page);
-        if self.count < REMEMBERED {
-            self.refilled[self.count] = ((view as usize) * FAST_ENTRIES + slot) as u16;
+        let at = (view as usize) * FAST_ENTRIES + slot;
+        self.global[at] = global;
+        self.refilled.push(at);
+        if !global {
+            self.private.push(at);
         }
-        self.count += 1;
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        if self.count > REMEMBERED {
-            for entries in &mut self.entries {
-                for (slot, entry) in entries.iter_mut().enumerate() {
-                    (entry.read, entry.write) = (nowhere(slot), nowhere(slot));
-                }
-            }
-        } else {
-            let flat = self.entries.as_flattened_mut();
-            for &at in &self.refilled[..self.count] {
-                let entry = &mut flat[usize::from(at)];
-                let none = nowhere(usize::from(at) % FAST_ENTRIES);
+        self.refilled.each(&mut self.entries, |entry, none, _| (entry.read, entry.write) = (none, none));
+        (self.refilled.count, self.private.count) = (0, 0);
+    }
+
+    /// Forgets what belongs to one address space.
+    pub fn switch(&mut self) {
+        self.private.each(&mut self.entries, |entry, none, at| {
+            if !self.global[at] {
                 (entry.read, entry.write) = (none, none);
             }
-        }
-        self.count = 0;
+        });
+        self.private.count = 0;
     }
 
     /// Forgets one page.
@@ -106,18 +151,7 @@ impl FastTlb {
 
     /// Makes the next write to each page miss.
     pub fn protect_writes(&mut self) {
-        if self.count > REMEMBERED {
-            for view in &mut self.entries {
-                for (slot, entry) in view.iter_mut().enumerate() {
-                    entry.write = nowhere(slot);
-                }
-            }
-        } else {
-            let flat = self.entries.as_flattened_mut();
-            for &at in &self.refilled[..self.count] {
-                flat[usize::from(at)].write = nowhere(usize::from(at) % FAST_ENTRIES);
-            }
-        }
+        self.refilled.each(&mut self.entries, |entry, none, _| entry.write = none);
     }
 }
 
@@ -149,7 +183,8 @@ pub struct JumpCache {
     /// How many times the cache was cleared: links of before are void.
     pub epoch: u64,
     /// Bloom filter of the linear pages that have entries.
-    pages: [u64; 64],
+    pages: [u64; FILTER / 64],
+    filled: bool,
     /// A supervisor entry depends on a translation that is not global.
     private: bool,
 }
@@ -160,10 +195,23 @@ pub fn jump_slot(linear: u64) -> usize {
     (linear ^ linear >> 12) as usize & (JUMP_ENTRIES - 1)
 }
 
+/// Bits of the filter for a page: two, so that few pages without targets seem to have some.
+fn filter_bits(linear: u64) -> [usize; 2] {
+    let hash = (linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    [(hash >> 48) as usize % FILTER, (hash >> 32) as usize % FILTER]
+}
+
 impl Default for JumpCache {
     fn default() -> Self {
         let none = JumpEntry { linear: 0, context: NO_CONTEXT, page: 0, code: 0 };
-        JumpCache { entries: [none; JUMP_ENTRIES], link_id: 0, epoch: 0, pages: [0; 64], private: false }
+        JumpCache {
+            entries: [none; JUMP_ENTRIES],
+            link_id: 0,
+            epoch: 0,
+            pages: [0; FILTER / 64],
+            filled: false,
+            private: false,
+        }
     }
 }
 
@@ -183,8 +231,10 @@ impl JumpCache {
 
     /// What is linked depends on the translation of a linear address.
     pub fn note(&mut self, linear: u64, private: bool) {
-        let page = (linear >> 12) as usize & 4095;
-        self.pages[page / 64] |= 1 << (page % 64);
+        for bit in filter_bits(linear) {
+            self.pages[bit / 64] |= 1 << (bit % 64);
+        }
+        self.filled = true;
         self.private |= private;
     }
 
@@ -201,19 +251,19 @@ impl JumpCache {
     pub fn clear(&mut self) {
         self.epoch += 1;
         self.link_id = 0;
-        if self.pages.iter().any(|&word| word != 0) {
+        if self.filled {
             for entry in &mut self.entries {
                 entry.context = NO_CONTEXT;
             }
-            self.pages = [0; 64];
+            self.pages.fill(0);
+            self.filled = false;
         }
         self.private = false;
     }
 
     /// A page's translation is gone.
     pub fn forget(&mut self, linear: u64) {
-        let page = (linear >> 12) as usize & 4095;
-        if self.pages[page / 64] >> (page % 64) & 1 != 0 {
+        if filter_bits(linear).into_iter().all(|bit| self.pages[bit / 64] >> (bit % 64) & 1 != 0) {
             self.clear();
         }
     }
@@ -249,13 +299,35 @@ mod tests {
         let mut tlb = FastTlb::default();
         for pages in [3, 2000] {
             for page in 0..pages {
-                tlb.fill(View::User, page << 12, 0x7000_0000, page % 2 == 0);
+                tlb.fill(View::User, page << 12, 0x7000_0000, page % 2 == 0, false);
             }
             assert!(hits(&tlb, (pages - 1) << 12).0);
             tlb.protect_writes();
             assert!((0..pages).all(|page| !hits(&tlb, page << 12).1));
             tlb.clear();
             assert!((0..pages).all(|page| hits(&tlb, page << 12) == (false, false)));
+        }
+    }
+
+    #[test]
+    fn a_switch_of_the_address_space_keeps_global_pages_only() {
+        let mut tlb = FastTlb::default();
+        for pages in [3, 2000u64] {
+            for page in 0..pages {
+                tlb.fill(View::User, page << 12, 0x7000_0000, true, page % 2 == 0);
+            }
+            // A private page that takes the place of a global one, and the other way round.
+            tlb.fill(View::User, 5 << 12, 0x7000_0000, true, true);
+            tlb.fill(View::User, (4 + FAST_ENTRIES as u64) << 12, 0x7000_0000, true, false);
+            tlb.switch();
+            assert_eq!(hits(&tlb, 5 << 12), (true, true));
+            assert!(!hits(&tlb, (4 + FAST_ENTRIES as u64) << 12).0);
+            let first = pages.saturating_sub(FAST_ENTRIES as u64);
+            for page in (first..pages).filter(|&page| page % FAST_ENTRIES as u64 > 5) {
+                assert_eq!(hits(&tlb, page << 12).1, page % 2 == 0, "{page}");
+            }
+            tlb.clear();
+            assert!((0..4096).all(|page| hits(&tlb, page << 12) == (false, false)));
         }
     }
 

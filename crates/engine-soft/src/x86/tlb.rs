@@ -22,7 +22,8 @@ pub enum View {
 }
 
 const VIEWS: usize = 3;
-const ENTRIES: usize = 1024;
+/// Kernels touch pages all over their map of memory: with fewer, they drive each other out.
+const ENTRIES: usize = 4096;
 const PAGE: u64 = !0xfff;
 /// Matches no tag: its low bits are no ASID that is ever given out.
 const INVALID: u64 = u64::MAX;
@@ -175,7 +176,7 @@ impl Tlb {
         let asid = self.of_pcid[slot].into();
         if asid != self.asid {
             self.asid = asid;
-            self.fast.clear();
+            self.fast.switch();
             self.jumps.switch();
         }
     }
@@ -197,7 +198,8 @@ impl Tlb {
         let readable = hits(entry.read, page, self.asid);
         let writable = hits(entry.write, page, self.asid);
         if readable && (writable || !write) {
-            self.fast.fill(view, linear, page.wrapping_add(entry.addend), writable);
+            let global = entry.read == page | GLOBAL;
+            self.fast.fill(view, linear, page.wrapping_add(entry.addend), writable, global);
         }
         readable && (writable || !write)
     }

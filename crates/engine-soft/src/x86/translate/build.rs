@@ -465,7 +465,7 @@ impl Builder<'_> {
         self.asm.bind(jump);
         let site = self.sites.len() as u32;
         self.asm.push_imm(site);
-        self.asm.jmp(self.place.stubs.exit);
+        self.asm.jmp(self.place.stubs.go);
         let lookup = self.asm.here();
         self.asm.alu_mem32_imm(Alu::Sub, slot(at::RELINKS), 1);
         let relink = self.asm.jcc_forward(cc::NS);
@@ -474,7 +474,7 @@ impl Builder<'_> {
         self.asm.jmp(self.place.stubs.far);
         self.asm.bind(relink);
         self.asm.push_imm(site);
-        self.asm.jmp(self.place.stubs.exit);
+        self.asm.jmp(self.place.stubs.go);
         let (jump, other) = (self.asm.address(jump.position()), self.asm.address(other.position()));
         self.site(Site::Far(FarSite { guard, jump, other, lookup, offset }));
     }
@@ -537,7 +537,7 @@ impl Builder<'_> {
                     let patch = self.asm.address(jump.position());
                     let site = self.site(Site::Link { patch, target: target as u16, entry, plain: false });
                     self.asm.push_imm(site);
-                    self.asm.jmp(self.place.stubs.exit);
+                    self.asm.jmp(self.place.stubs.go);
                 }
                 Cold::Far { jump, offset, save } => {
                     self.asm.bind(jump);

@@ -8,9 +8,14 @@ use super::super::cpu::Cpu;
 use super::super::op::{RIP, flag};
 use super::frame::Frame;
 use super::site::{OpSite, Site};
+use super::stubs::Helpers;
 use super::translator::{Translator, missed_address, mode_bits};
 use engine::x86::bits::rflags;
 
+/// All of them.
+pub const PLAIN: Helpers = Helpers { go, miss, run };
+/// Those that measure.
+pub const TIMED: Helpers = Helpers { go, miss: timed_miss, run: timed_run };
 /// Leave translated code.
 const LEAVE: u64 = 0;
 /// The arithmetic flags but OF.
@@ -39,6 +44,16 @@ unsafe fn both<'a>(cpu: *mut Cpu) -> (&'a mut Cpu, &'a mut Translator) {
         let translator = std::ptr::with_exposed_provenance_mut::<Translator>(cpu.frame.translator as usize);
         (cpu, &mut *translator)
     }
+}
+
+/// A jump whose target is not linked or not in the jump cache: goes there if it is translated.
+///
+/// # Safety
+/// Called by translated code only.
+pub unsafe extern "sysv64" fn go(cpu: *mut Cpu, site: u64) -> u64 {
+    // SAFETY: as for this function.
+    let (cpu, translator) = unsafe { both(cpu) };
+    translator.resolve(cpu, site).unwrap_or(LEAVE)
 }
 
 /// A load or store missed the fast TLB: refills it and tries again, or lets the handler do it.
@@ -91,7 +106,7 @@ pub unsafe extern "sysv64" fn run(cpu: *mut Cpu, site: u64) -> u64 {
         Translator::set_mask(cpu);
         return next;
     }
-    if translator.exception.is_some() { LEAVE } else { translator.go_on(cpu) }
+    if translator.exception.is_some() { LEAVE } else { translator.known(cpu).unwrap_or(LEAVE) }
 }
 
 /// [`miss`], for statistics.
@@ -130,15 +145,8 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
         return LEAVE;
     };
     translator.link_straddle(cpu, at);
-    let mode = mode_bits(cpu);
-    if run_op(cpu, translator, &OpSite { resume: 1, ..OpSite::new(op, at) }) == LEAVE
-        || mode_bits(cpu) != mode
-    {
-        return LEAVE;
-    }
-    let Some(entry) = cpu.tlb.jumps.find(cpu.regs[RIP as usize], cpu.frame.context) else { return LEAVE };
-    cpu.frame.page = entry.page;
-    entry.code
+    run_op(cpu, translator, &OpSite { resume: 1, ..OpSite::new(op, at) });
+    if translator.exception.is_some() { LEAVE } else { translator.known(cpu).unwrap_or(LEAVE) }
 }
 
 /// Goes on in the plain variant of the unit.

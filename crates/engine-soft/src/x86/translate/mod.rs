@@ -6,7 +6,7 @@
 //! instructions apart and puts them together with other registers, [`asm`] is the assembler, [`regs`] says
 //! which register is where. The code goes to the [`cache`]; [`stubs`] is the code around it. What translated code cannot do
 //! itself it hands to [`helpers`] at a [`site`]: misses of the TLB, and instructions that only the
-//! interpreter knows. While it runs, the stack pointer is at the [`frame`].
+//! interpreter knows; [`links`] says where jumps go. While it runs, the stack pointer is at the [`frame`].
 //!
 //! # Design
 //!
@@ -33,6 +33,7 @@ pub mod frame;
 pub mod groups;
 pub mod helpers;
 pub mod insn;
+pub mod links;
 pub mod lockstep;
 pub mod memory;
 pub mod plain;

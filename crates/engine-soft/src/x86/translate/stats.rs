@@ -29,6 +29,8 @@ pub struct Stats {
     pub mismatches: u64,
     /// Targets that were not in the jump cache.
     pub jump_misses: u64,
+    /// Jumps whose target was looked up without leaving translated code.
+    pub resolved: u64,
     /// Instructions across pages.
     pub straddles: u64,
     /// Exits because something wanted attention.
@@ -53,6 +55,7 @@ impl Stats {
             ("entries_into_translated_code", self.entries),
             ("jump_cache_misses", self.jump_misses),
             ("jumps_linked", self.links),
+            ("jumps_looked_up", self.resolved),
             ("instructions_run_by_handlers", self.handlers),
             ("blocks_interpreted", self.interpreted),
             ("instructions_across_pages", self.straddles),

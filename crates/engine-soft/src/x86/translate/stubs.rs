@@ -15,6 +15,17 @@ use crate::x86::fast::JUMP_ENTRIES;
 /// or 0 to leave translated code.
 pub type Helper = unsafe extern "sysv64" fn(*mut Cpu, u64) -> u64;
 
+/// The helpers behind [`Stubs::go`], [`Stubs::miss`] and [`Stubs::run`].
+#[derive(Clone, Copy)]
+pub struct Helpers {
+    /// A jump.
+    pub go: Helper,
+    /// A miss of the fast TLB.
+    pub miss: Helper,
+    /// An instruction's handler.
+    pub run: Helper,
+}
+
 /// The site number of an indirect jump whose target is not in the jump cache.
 pub const SITE_INDIRECT: u64 = 0;
 /// The site number of a jump to another page whose target is not in the jump cache.
@@ -26,6 +37,8 @@ pub struct Stubs {
     enter: u64,
     /// `push site; jmp`: leaves translated code.
     pub exit: u64,
+    /// `push site; jmp`: goes where the site says if that is translated, else leaves translated code.
+    pub go: u64,
     /// `push site; jmp`: a load or store missed the fast TLB.
     pub miss: u64,
     /// `push site; jmp`: runs an instruction's handler.
@@ -150,9 +163,9 @@ fn helper(asm: &mut Asm, target: Helper, simd_save: u64, simd_load: u64) {
     leave(asm);
 }
 
-/// Jump to the linear address in A: flags are in their slot. What is not in the jump cache goes to `exit`
+/// Jump to the linear address in A: flags are in their slot. What is not in the jump cache goes to `go`
 /// as `site`.
-fn indirect(asm: &mut Asm, site: u64, exit: u64) {
+fn indirect(asm: &mut Asm, site: u64, go: u64) {
     asm.mov(B, A);
     asm.shr(B, 12);
     asm.alu(Alu::Xor, B, A);
@@ -171,9 +184,8 @@ fn indirect(asm: &mut Asm, site: u64, exit: u64) {
     asm.bind(nowhere);
     asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
     asm.bind(none);
-    asm.store(rsp(at::SCRATCH), A);
     asm.push_imm(site as u32);
-    asm.jmp(exit);
+    asm.jmp(go);
 }
 
 /// The entry at B has the right address: goes there if the context is right, too.
@@ -189,7 +201,7 @@ fn hit(asm: &mut Asm) -> Fixup {
 
 impl Stubs {
     /// Assembles the fixed code at the start of the cache.
-    pub fn install(cache: &mut CodeCache, miss: Helper, run: Helper, avx: bool) -> Result<Stubs, Error> {
+    pub fn install(cache: &mut CodeCache, helpers: Helpers, avx: bool) -> Result<Stubs, Error> {
         let mut asm = Asm::new(cache.cursor());
         let mut stubs = Stubs { simd_load: asm.here(), ..Stubs::default() };
         simd_load(&mut asm, avx);
@@ -202,14 +214,16 @@ impl Stubs {
         spill(&mut asm);
         save_simd_if_loaded(&mut asm, simd_save_at);
         leave(&mut asm);
+        for (place, target) in
+            [(&mut stubs.go, helpers.go), (&mut stubs.miss, helpers.miss), (&mut stubs.run, helpers.run)]
+        {
+            *place = asm.here();
+            helper(&mut asm, target, simd_save_at, stubs.simd_load);
+        }
         stubs.indirect = asm.here();
-        indirect(&mut asm, SITE_INDIRECT, stubs.exit);
+        indirect(&mut asm, SITE_INDIRECT, stubs.go);
         stubs.far = asm.here();
-        indirect(&mut asm, SITE_FAR, stubs.exit);
-        stubs.miss = asm.here();
-        helper(&mut asm, miss, simd_save_at, stubs.simd_load);
-        stubs.run = asm.here();
-        helper(&mut asm, run, simd_save_at, stubs.simd_load);
+        indirect(&mut asm, SITE_FAR, stubs.go);
         let full = || Error::Unsupported { engine: "soft", what: "a code cache this small".into() };
         cache.append(asm.bytes()).ok_or_else(full)?;
         cache.fix();

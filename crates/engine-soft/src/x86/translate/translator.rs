@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::Error;
-use engine::x86::Activity;
 use engine::x86::bits::{cr0, cr4, rflags};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory};
 use mem::PAGE_SIZE;
@@ -25,8 +24,9 @@ use super::cache::CodeCache;
 use super::groups::{PLAIN, REFUSALS, plan};
 use super::helpers;
 use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
+use super::links::{Joint, Link, MAX_ALIASES};
 use super::lockstep::{self, Step};
-use super::site::{Entry, FarSite, OpSite, Site};
+use super::site::{OpSite, Site};
 use super::stats::Stats;
 use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
 use crate::clock::Clock;
@@ -46,8 +46,6 @@ const SITES_OF_A_UNIT: usize = 1 << 10;
 const MAX_SITES: usize = 1 << 20;
 const MAX_UNITS: usize = 1 << 18;
 const MAX_STRADDLES: usize = 1 << 17;
-/// Page and context pairs remembered.
-const MAX_ALIASES: usize = 1 << 19;
 /// Bytes that a vCPU's translated code and all that is remembered of it take at most; the tables grow by
 /// doubling. The code is mapped twice, and counts twice where a process's resident pages are counted.
 pub const MEMORY_LIMIT: usize = 2 * super::cache::CACHE_SIZE
@@ -58,20 +56,20 @@ pub const MEMORY_LIMIT: usize = 2 * super::cache::CACHE_SIZE
 /// Jumps that are linked anew, at most, from one tick to the next: this costs as much as a few hundred
 /// instructions, and is in vain if the next address space to run has other ideas.
 const RELINKS: u64 = 64;
-const OFFSET: u64 = PAGE_SIZE - 1;
+pub(super) const OFFSET: u64 = PAGE_SIZE - 1;
 
 /// What a unit is found by: page and offset, and the parts of the mode that translation depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key(u64);
+pub(super) struct Key(u64);
 
 impl Key {
-    fn new(gpa: u64, mode: u8) -> Key {
+    pub(super) fn new(gpa: u64, mode: u8) -> Key {
         Key(gpa << 8 | u64::from(mode))
     }
 }
 
 #[derive(Default)]
-struct Hasher(u64);
+pub(super) struct Hasher(u64);
 
 impl std::hash::Hasher for Hasher {
     fn finish(&self) -> u64 {
@@ -85,7 +83,7 @@ impl std::hash::Hasher for Hasher {
     }
 }
 
-type Map<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<Hasher>>;
+pub(super) type Map<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<Hasher>>;
 
 /// Units of one page.
 struct Page {
@@ -103,29 +101,12 @@ struct Straddle {
     guard: Option<u64>,
 }
 
-/// A jump that can be linked if the next unit to run is its target.
-struct Link {
-    how: Joint,
-    /// Linear and guest-physical address and mode of the target.
-    target: u64,
-    gpa: u64,
-    mode: u8,
-}
-
-/// How a jump is linked.
-#[derive(Clone, Copy)]
-enum Joint {
-    /// Within the page: the place of its offset.
-    Near(u64, Entry),
-    Far(FarSite),
-}
-
 /// The translator of one vCPU.
 pub struct Translator {
-    cache: CodeCache,
+    pub(super) cache: CodeCache,
     stubs: Stubs,
     sites: Vec<Site>,
-    units: Map<Key, Unit>,
+    pub(super) units: Map<Key, Unit>,
     pages: Map<u64, Page>,
     straddles: Map<Key, Straddle>,
     /// How often the check of a group, by its address, found a page that cannot be written.
@@ -133,15 +114,15 @@ pub struct Translator {
     /// The instructions of each unit, and how often it was compared, in lockstep.
     steps: Map<Key, (Vec<Step>, u32)>,
     /// Contexts by number: when the jump cache was last cleared, and the number of links made since.
-    link_ids: Map<u64, (u64, u64)>,
-    next_link_id: u64,
+    pub(super) link_ids: Map<u64, (u64, u64)>,
+    pub(super) next_link_id: u64,
     /// The context that the jump cache's link number is of.
-    link_context: u64,
+    pub(super) link_context: u64,
     /// Linear address at which a page is executed, by page and link number.
-    aliases: Map<u64, u64>,
+    pub(super) aliases: Map<u64, u64>,
     /// Changes to code pages that have been looked at ([`mem::code_changes`]).
     seen: u64,
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
     /// The next instruction is for the interpreter.
     pub(super) interpret: bool,
     /// The next unit is to be the plain variant ([`groups`](super::groups)).
@@ -155,7 +136,7 @@ pub struct Translator {
     pub stats: Stats,
     /// Units end in front of what has effects outside of registers and memory, and flags are complete at
     /// their ends.
-    lockstep: bool,
+    pub(super) lockstep: bool,
 }
 
 impl Translator {
@@ -163,10 +144,8 @@ impl Translator {
     pub fn new(lockstep: bool, profile: Option<Arc<Profile>>) -> Result<Translator, Error> {
         let mut cache = CodeCache::new()?;
         let avx = std::arch::is_x86_feature_detected!("avx");
-        let stubs = match profile {
-            None => Stubs::install(&mut cache, helpers::miss, helpers::run, avx)?,
-            Some(_) => Stubs::install(&mut cache, helpers::timed_miss, helpers::timed_run, avx)?,
-        };
+        let helpers = if profile.is_some() { helpers::TIMED } else { helpers::PLAIN };
+        let stubs = Stubs::install(&mut cache, helpers, avx)?;
         Ok(Translator {
             cache,
             stubs,
@@ -238,8 +217,19 @@ impl Translator {
     /// `cpu` is in a [`CpuBox`](super::frame::CpuBox).
     pub unsafe fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
         let plain = if std::mem::take(&mut self.plain) { PLAIN } else { 0 };
+        cpu.end_idle_resume();
         if std::mem::take(&mut self.interpret) || !translatable(cpu) {
             return self.interpret(cpu, blocks);
+        }
+        if self.link.is_none()
+            && plain == 0
+            && let Some(code) = self.known(cpu)
+        {
+            cpu.frame.set_flags(cpu.rflags);
+            Translator::publish_deadline(cpu);
+            self.stats.entries += 1;
+            // SAFETY: the caller's promise.
+            return unsafe { self.enter(cpu, code) };
         }
         let rip = cpu.regs[RIP as usize];
         if !super::super::access::canonical(rip) {
@@ -253,9 +243,13 @@ impl Translator {
         };
         let key = Key::new(gpa, mode);
         let context = self.prepare(cpu, rip, mode, unit, self.trusted(key));
-        let Some(linkable) = self.number_links(cpu, rip, gpa, context) else {
+        if self.next_link_id >= u32::MAX.into() {
+            self.link_ids.clear();
+            self.next_link_id = 1;
+            self.clear(cpu);
             return Ok(()); // all code was dropped: look again
-        };
+        }
+        let linkable = self.number_links(cpu, rip, gpa, context);
         if self.trusted(key) {
             self.follow_link(cpu, rip, gpa, mode, unit, linkable);
         }
@@ -265,7 +259,7 @@ impl Translator {
             return unsafe { self.step_both(cpu, key, unit) };
         }
         // SAFETY: the caller's promise.
-        unsafe { self.enter(cpu, unit) }
+        unsafe { self.enter(cpu, unit.indirect) }
     }
 
     fn interpret(&mut self, cpu: &mut Cpu, blocks: &mut Blocks) -> Exec {
@@ -296,7 +290,7 @@ impl Translator {
                 cpu.tlb.jumps.link_id = 0;
                 cpu.leave_block = false;
                 // SAFETY: the caller's promise.
-                let found = unsafe { self.enter(cpu, unit) };
+                let found = unsafe { self.enter(cpu, unit.indirect) };
                 self.link = None;
                 self.interpret = false;
                 self.stats.compared += 1;
@@ -314,11 +308,11 @@ impl Translator {
         result
     }
 
-    /// Runs translated code from a unit on.
+    /// Runs translated code from an entry of a unit on.
     ///
     /// # Safety
     /// As for [`Translator::step`].
-    unsafe fn enter(&mut self, cpu: &mut Cpu, unit: Unit) -> Exec {
+    unsafe fn enter(&mut self, cpu: &mut Cpu, code: u64) -> Exec {
         let translator = std::ptr::from_mut(self);
         cpu.frame.translator = translator.expose_provenance() as u64;
         let cpu = std::ptr::from_mut(cpu);
@@ -326,9 +320,9 @@ impl Translator {
         // but through these pointers until it returns.
         unsafe {
             match (*translator).profile.clone() {
-                None => (*translator).stubs.enter(cpu, unit.indirect),
+                None => (*translator).stubs.enter(cpu, code),
                 Some(profile) => {
-                    profile.measure(&profile.translated, || (*translator).stubs.enter(cpu, unit.indirect));
+                    profile.measure(&profile.translated, || (*translator).stubs.enter(cpu, code));
                 }
             }
             (*translator).left(&mut *cpu)
@@ -379,72 +373,6 @@ impl Translator {
         Ok(())
     }
 
-    /// The jump that translated code was left at can be linked when its target is known.
-    fn want_link(&mut self, cpu: &Cpu, how: Joint) {
-        let target = cpu.regs[RIP as usize];
-        // If the page is not in the TLB, the jump is linked the next time.
-        if let Some(gpa) = cpu.tlb.code(cpu.cpl == 3, target) {
-            let mode = mode_bits(cpu) | if self.plain { PLAIN } else { 0 };
-            self.link = Some(Link { how, target, gpa: gpa | target & OFFSET, mode });
-        }
-    }
-
-    /// Patches the jump that translated code was left at, if this is where it goes.
-    fn follow_link(&mut self, cpu: &Cpu, rip: u64, gpa: u64, mode: u8, unit: Unit, linkable: bool) {
-        let Some(link) = self.link.take() else { return };
-        if (link.target, link.gpa, link.mode) != (rip, gpa, mode) {
-            return;
-        }
-        match link.how {
-            Joint::Near(patch, entry) => self.cache.patch_jump(patch, unit.entry(entry)),
-            Joint::Far(site) => {
-                self.cache.patch_jump(site.other, site.lookup);
-                if linkable {
-                    self.cache.patch(site.guard, cpu.tlb.jumps.link_id as u32);
-                    let forward = site.offset >= PAGE_SIZE as i64;
-                    self.cache.patch_jump(site.jump, if forward { unit.forward } else { unit.indirect });
-                }
-            }
-        }
-        self.stats.links += 1;
-    }
-
-    /// Sees to the number that links across pages are guarded by. Answers whether the current page may
-    /// be linked to: not if it is executed at several linear addresses, from which the same jump goes
-    /// to different places. `None` if everything was dropped to begin anew.
-    fn number_links(&mut self, cpu: &mut Cpu, rip: u64, gpa: u64, context: u64) -> Option<bool> {
-        let jumps = &mut cpu.tlb.jumps;
-        if jumps.link_id == 0 || self.link_context != context {
-            let next = self.next_link_id;
-            let known = self.link_ids.entry(context).or_insert((jumps.epoch, next));
-            if known.0 != jumps.epoch {
-                *known = (jumps.epoch, next);
-            }
-            if known.1 == next {
-                self.next_link_id += 1;
-            }
-            jumps.link_id = known.1;
-            self.link_context = context;
-        }
-        let id = jumps.link_id;
-        if self.aliases.len() > MAX_ALIASES || self.next_link_id >= u32::MAX.into() {
-            self.aliases.clear();
-            self.link_ids.clear();
-            self.next_link_id = 1;
-            self.clear(cpu);
-            return None;
-        }
-        let linear = rip & !OFFSET;
-        let alias = self.aliases.entry(gpa >> 12 << 32 | id).or_insert(linear);
-        if *alias == linear {
-            return Some(true);
-        }
-        // Void all links: some may have been made from here at the other address.
-        *alias = linear;
-        jumps.clear();
-        Some(false)
-    }
-
     /// Fills the frame for the unit at `rip`.
     fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit, trusted: bool) -> u64 {
         let context = context_of(cpu, mode & !PLAIN);
@@ -478,31 +406,6 @@ impl Translator {
     /// Whether code pages were written since units were last compared with theirs.
     pub(super) fn code_changed(&self) -> bool {
         mem::code_changes() != self.seen
-    }
-
-    /// Goes on behind a handler that changed where or how code runs, if the jump cache knows the way.
-    /// Answers the code's address or 0.
-    pub(super) fn go_on(&mut self, cpu: &mut Cpu) -> u64 {
-        let rip = cpu.regs[RIP as usize];
-        let changed = self.code_changed() || cpu.activity != Activity::Running;
-        if self.lockstep || changed || !translatable(cpu) {
-            return 0;
-        }
-        let context = context_of(cpu, mode_bits(cpu));
-        let Some(entry) = cpu.tlb.jumps.find(rip, context) else { return 0 };
-        if cpu.tlb.jumps.link_id == 0 || self.link_context != context {
-            match self.link_ids.get(&context) {
-                Some(&(epoch, id)) if epoch == cpu.tlb.jumps.epoch => cpu.tlb.jumps.link_id = id,
-                _ => return 0,
-            }
-            self.link_context = context;
-        }
-        cpu.frame.context = context;
-        cpu.frame.page = entry.page;
-        cpu.leave_block = false;
-        cpu.debug_shadow = false;
-        Translator::set_mask(cpu);
-        entry.code
     }
 
     /// Lets the ticker know when the APIC timer is due.
@@ -810,7 +713,7 @@ fn mark_shadows(insns: &mut [Insn]) {
 }
 
 /// What the jump cache tags its entries with: a user's belong to an address space, a supervisor's to all.
-fn context_of(cpu: &Cpu, mode: u8) -> u64 {
+pub(super) fn context_of(cpu: &Cpu, mode: u8) -> u64 {
     if cpu.cpl == 3 { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() }
 }
 
@@ -841,6 +744,6 @@ fn features_of(mode: u8) -> Features {
 }
 
 /// Whether nothing is going on that only the interpreter knows.
-fn translatable(cpu: &Cpu) -> bool {
+pub(super) fn translatable(cpu: &Cpu) -> bool {
     cpu.mode.long64 && !cpu.mode.align_check && !cpu.interrupt_shadow && !cpu.watched()
 }
