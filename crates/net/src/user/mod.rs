@@ -23,6 +23,8 @@ mod port;
 mod publish;
 mod splice;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod udp;
 
 use std::io;
@@ -82,6 +84,12 @@ struct Network {
     udp: udp::Table,
     echo: echo::Table,
     dns: dns::Relay,
+    /// When what is quiet is next forgotten.
+    housekeeping: Instant,
+    /// When guests next hear that there is a router.
+    advertise: Instant,
+    /// When somebody was last attached.
+    alone_since: Instant,
 }
 
 impl Network {
@@ -90,6 +98,7 @@ impl Network {
             Door::Private(_) => "",
             Door::Shared { name, .. } => name,
         };
+        let now = Instant::now();
         let mut network = Network {
             env: Env::new(Poller::new()?, Plan::new(name)),
             ports: Ports::new(),
@@ -100,6 +109,9 @@ impl Network {
             udp: udp::Table::default(),
             echo: echo::Table::default(),
             dns: dns::Relay::default(),
+            housekeeping: now,
+            advertise: now,
+            alone_since: now,
         };
         match door {
             Door::Private(control) => network.members.admit(&mut network.env, control)?,
@@ -114,33 +126,36 @@ impl Network {
 
     fn run(&mut self) -> io::Result<()> {
         let mut buffer = vec![0; MAX_PACKET];
-        let (mut housekeeping, mut advertise) = (Instant::now(), Instant::now());
-        let mut alone_since = Instant::now();
-        loop {
-            let now = Instant::now();
-            if !self.members.is_empty() {
-                alone_since = now;
-            } else if self.listener.is_none() || now - alone_since > LINGER {
-                return Ok(());
-            }
-            if now >= housekeeping {
-                housekeeping = now + HOUSEKEEPING;
-                self.udp.expire(now);
-                self.echo.expire(now);
-            }
-            if now >= advertise {
-                advertise = now + ADVERTISE;
-                self.ports.values_mut().for_each(|port| welcome(&self.env, port));
-            }
-            let next =
-                [self.tcp.expire(&mut self.env, &mut self.ports, now), self.dns.expire(&mut self.env, now)];
-            let next =
-                next.into_iter().flatten().min().map_or(LINGER, |next| next.saturating_duration_since(now));
-            let patience = next.min(LINGER).as_micros().div_ceil(1000) as u64;
-            for ready in self.env.poller.wait(patience)? {
-                self.serve(ready, &mut buffer);
-            }
+        while self.turn(&mut buffer, LINGER)? {}
+        Ok(())
+    }
+
+    /// Does what is due, then waits for events, for `patience` at most, and serves them; `false` once nobody
+    /// is left.
+    fn turn(&mut self, buffer: &mut [u8], patience: Duration) -> io::Result<bool> {
+        let now = Instant::now();
+        if !self.members.is_empty() {
+            self.alone_since = now;
+        } else if self.listener.is_none() || now - self.alone_since > LINGER {
+            return Ok(false);
         }
+        if now >= self.housekeeping {
+            self.housekeeping = now + HOUSEKEEPING;
+            self.udp.expire(now);
+            self.echo.expire(now);
+        }
+        if now >= self.advertise {
+            self.advertise = now + ADVERTISE;
+            self.ports.values_mut().for_each(|port| welcome(&self.env, port));
+        }
+        let next =
+            [self.tcp.expire(&mut self.env, &mut self.ports, now), self.dns.expire(&mut self.env, now)];
+        let next = next.into_iter().flatten().min();
+        let patience = next.map_or(patience, |next| next.saturating_duration_since(now).min(patience));
+        for ready in self.env.poller.wait(patience.as_micros().div_ceil(1000) as u64)? {
+            self.serve(ready, buffer);
+        }
+        Ok(true)
     }
 
     fn serve(&mut self, ready: poller::Ready, buffer: &mut [u8]) {
@@ -203,7 +218,7 @@ impl Network {
     fn unblock(&mut self, number: u64) {
         let Some(port) = self.ports.get_mut(&number) else { return };
         for flow in port.flush(&self.env.poller) {
-            self.tcp.step(&mut self.env, port, flow, None);
+            self.tcp.unblock(&mut self.env, port, flow);
         }
     }
 
@@ -225,8 +240,11 @@ impl Network {
 
     fn receive(&mut self, number: u64, buffer: &mut [u8]) {
         for _ in 0..BURST {
-            let Some(length) = self.ports.get(&number).and_then(|port| port.receive(buffer)) else { return };
+            let Some(length) = self.ports.get(&number).and_then(|port| port.receive(buffer)) else { break };
             self.route(number, &mut buffer[..length]);
+        }
+        if let Some(port) = self.ports.get_mut(&number) {
+            self.tcp.settle(&mut self.env, port);
         }
     }
 

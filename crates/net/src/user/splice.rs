@@ -85,6 +85,9 @@ impl Splice {
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         socket.set_keep_alive(Some(KEEP_ALIVE.into()));
+        // A packet from the guest may be all that its window has room for, and it waits for our word on that.
+        // One word for a whole burst is [`Splice::take`]'s doing.
+        socket.set_ack_delay(None);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         let _ = sockopt::set_tcp_nodelay(&host, true); // the guest has waited long enough, if it wants to
@@ -118,14 +121,16 @@ impl Splice {
         self.socket().abort();
     }
 
-    /// Takes `input` from the guest, moves what can be moved, and sends what there is to send; when to
-    /// come again.
-    pub(super) fn step(&mut self, env: &Env, port: &mut Port, input: Option<&[u8]>) -> Option<Instant> {
+    /// Takes a packet from the guest. It is answered by the next step, with all others of its burst.
+    pub(super) fn take(&mut self, env: &Env, port: &mut Port, input: &[u8]) {
+        let mut wire = Wire { input: Some(input), port, poller: &env.poller };
+        self.interface.poll_ingress_single(now(env), &mut wire, &mut self.sockets);
+    }
+
+    /// Moves what can be moved, and sends what there is to send; when to come again.
+    pub(super) fn step(&mut self, env: &Env, port: &mut Port) -> Option<Instant> {
         let at = now(env);
-        let mut wire = Wire { input, port, poller: &env.poller };
-        if wire.input.is_some() {
-            self.interface.poll_ingress_single(at, &mut wire, &mut self.sockets);
-        }
+        let mut wire = Wire { input: None, port, poller: &env.poller };
         self.outwards();
         self.inwards();
         while self.interface.poll_egress(at, &mut wire, &mut self.sockets) == PollResult::SocketStateChanged {

@@ -39,6 +39,10 @@ struct Flow {
     /// Opening or closing must be over by then.
     deadline: Option<Instant>,
     timer: Option<Instant>,
+    /// It is among those that wait for [`Table::settle`].
+    pending: bool,
+    /// It is among those that wait for room at the guest's end.
+    blocked: bool,
 }
 
 /// All connections.
@@ -48,15 +52,18 @@ pub(super) struct Table {
     keys: HashMap<Key, u64>,
     counts: HashMap<u64, usize>,
     timers: BTreeSet<(Instant, u64)>,
+    /// Flows that have got packets and were not stepped since, each once.
+    pending: Vec<u64>,
 }
 
 impl Table {
-    /// A packet from a guest; `false` where it may not go there.
+    /// A packet from a guest; `false` where it may not go there. What it brings about is for
+    /// [`Table::settle`].
     pub(super) fn outbound(&mut self, env: &mut Env, port: &mut Port, packet: &Packet<'_>) -> bool {
         let Some((guest, remote)) = packet.ports() else { return true };
         let key = (port.number, guest, remote);
         if let Some(&number) = self.keys.get(&key) {
-            self.step(env, port, number, Some(packet.ip));
+            self.take_in(env, port, number, packet.ip);
             return true;
         }
         let Ok(tcp) = TcpPacket::new_checked(packet.payload) else { return true };
@@ -72,6 +79,23 @@ impl Table {
             reset(env, port, packet);
         }
         true
+    }
+
+    fn take_in(&mut self, env: &Env, port: &mut Port, number: u64, packet: &[u8]) {
+        let Some(flow) = self.flows.get_mut(&number) else { return };
+        // The same SYN again: the host is still at it.
+        let State::Open(splice) = &mut flow.state else { return };
+        splice.take(env, port, packet);
+        if !std::mem::replace(&mut flow.pending, true) {
+            self.pending.push(number);
+        }
+    }
+
+    /// The burst of packets from the guest at `port` is over: all flows that got some go on.
+    pub(super) fn settle(&mut self, env: &mut Env, port: &mut Port) {
+        for number in std::mem::take(&mut self.pending) {
+            self.step(env, port, number);
+        }
     }
 
     fn connect(&mut self, env: &mut Env, key: Key, target: SocketAddr, syn: &[u8]) -> bool {
@@ -111,12 +135,12 @@ impl Table {
         }
         let Some(splice) = Splice::to_guest(env, port, host, guest, source) else { return };
         self.insert(number, (port.number, guest, source), State::Open(Box::new(splice)));
-        self.step(env, port, number, None);
+        self.step(env, port, number);
     }
 
     fn insert(&mut self, number: u64, key: Key, state: State) {
         let deadline = Some(Instant::now() + PATIENCE);
-        self.flows.insert(number, Flow { key, state, deadline, timer: None });
+        self.flows.insert(number, Flow { key, state, deadline, timer: None, pending: false, blocked: false });
         self.keys.insert(key, number);
         *self.counts.entry(key.0).or_default() += 1;
         self.set_timer(number, deadline);
@@ -138,7 +162,7 @@ impl Table {
             State::Connecting { .. } if writable => return self.connected(env, port, number),
             State::Connecting { .. } => return,
         }
-        self.step(env, port, number, None);
+        self.step(env, port, number);
     }
 
     /// The host's connection stands, or never will.
@@ -156,16 +180,25 @@ impl Table {
         };
         flow.state = State::Open(Box::new(splice));
         self.insert(number, flow.key, flow.state);
-        self.step(env, port, number, Some(&syn));
+        self.take_in(env, port, number, &syn);
+        self.settle(env, port);
     }
 
-    /// Moves what can be moved, after `input` came from the guest.
-    pub(super) fn step(&mut self, env: &mut Env, port: &mut Port, number: u64, input: Option<&[u8]>) {
+    /// There is room at the guest's end again.
+    pub(super) fn unblock(&mut self, env: &mut Env, port: &mut Port, number: u64) {
+        if let Some(flow) = self.flows.get_mut(&number) {
+            flow.blocked = false;
+        }
+        self.step(env, port, number);
+    }
+
+    /// Moves what can be moved.
+    fn step(&mut self, env: &mut Env, port: &mut Port, number: u64) {
         let Some(flow) = self.flows.get_mut(&number) else { return };
-        // The same SYN again: the host is still at it.
+        flow.pending = false;
         let State::Open(splice) = &mut flow.state else { return };
-        let next = splice.step(env, port, input);
-        if port.is_full() {
+        let next = splice.step(env, port);
+        if port.is_full() && !std::mem::replace(&mut flow.blocked, true) {
             port.blocked.push(number);
         }
         if splice.is_over() {
@@ -207,7 +240,7 @@ impl Table {
                 }
                 _ => {}
             }
-            self.step(env, port, number, None);
+            self.step(env, port, number);
         }
         self.timers.first().map(|(due, _)| *due)
     }
@@ -222,6 +255,12 @@ impl Table {
             *count -= 1;
         }
         Some(flow)
+    }
+
+    /// Connections, in whichever state.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
     }
 
     /// A guest has gone.
