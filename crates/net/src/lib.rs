@@ -12,6 +12,7 @@ mod mac;
 mod offload;
 mod publish;
 mod settings;
+mod tap;
 mod text;
 pub mod user;
 
@@ -24,3 +25,4 @@ pub use offload::{
 };
 pub use publish::{BadPublish, Protocol, Publish};
 pub use settings::{BadNetwork, NetworkMode, NetworkSettings};
+pub use tap::TapLink;

@@ -16,8 +16,13 @@ pub enum NetworkMode {
     User,
     /// Its name: the same, shared by the VMs of one user that name it.
     Named(String),
-    /// `tap=INTERFACE`: an interface of the host.
-    Tap(String),
+    /// `tap=INTERFACE`, `tap=INTERFACE,bridge=BRIDGE`: an interface of the host.
+    Tap {
+        /// Its name.
+        interface: String,
+        /// The bridge that it is put in.
+        bridge: Option<String>,
+    },
     /// `none`: no network card.
     None,
 }
@@ -25,7 +30,7 @@ pub enum NetworkMode {
 /// Not a [`NetworkMode`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a network: write user, none, tap=INTERFACE, or a name of 1 to 48 of a-z, 0-9 and '-', a \
+    "{0:?} is not a network: write user, none, tap=INTERFACE[,bridge=BRIDGE], or a name of 1 to 48 of a-z, 0-9 and '-', a \
      letter or a digit first and last"
 )]
 pub struct BadNetwork(String);
@@ -42,7 +47,17 @@ pub(crate) fn is_name(text: &str) -> bool {
 
 /// An interface's name as Linux takes it (IFNAMSIZ with its 0 is 16).
 fn is_interface(text: &str) -> bool {
-    (1..16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+    (1..16).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/,".contains(&byte))
+}
+
+fn parse_tap(text: &str) -> Option<NetworkMode> {
+    let (interface, bridge) = match text.split_once(',') {
+        Some((interface, rest)) => (interface, Some(rest.strip_prefix("bridge=")?)),
+        None => (text, None),
+    };
+    let sound = is_interface(interface) && bridge.is_none_or(is_interface);
+    sound.then(|| NetworkMode::Tap { interface: interface.into(), bridge: bridge.map(Into::into) })
 }
 
 impl FromStr for NetworkMode {
@@ -53,7 +68,7 @@ impl FromStr for NetworkMode {
         match (text, tap) {
             ("user", _) => Ok(NetworkMode::User),
             ("none", _) => Ok(NetworkMode::None),
-            (_, Some(interface)) if is_interface(interface) => Ok(NetworkMode::Tap(interface.into())),
+            (_, Some(tap)) => parse_tap(tap).ok_or_else(|| BadNetwork(text.into())),
             (name, None) if is_name(name) => Ok(NetworkMode::Named(name.into())),
             _ => Err(BadNetwork(text.into())),
         }
@@ -65,7 +80,10 @@ impl fmt::Display for NetworkMode {
         match self {
             NetworkMode::User => f.pad("user"),
             NetworkMode::Named(name) => f.pad(name),
-            NetworkMode::Tap(interface) => f.pad(&format!("tap={interface}")),
+            NetworkMode::Tap { interface, bridge: None } => f.pad(&format!("tap={interface}")),
+            NetworkMode::Tap { interface, bridge: Some(bridge) } => {
+                f.pad(&format!("tap={interface},bridge={bridge}"))
+            }
             NetworkMode::None => f.pad("none"),
         }
     }
@@ -95,11 +113,23 @@ mod tests {
 
     #[test]
     fn modes_are_read_and_written_alike() {
-        for text in ["user", "none", "office", "tap=tap0", "a-1"] {
+        for text in ["user", "none", "office", "tap=tap0", "tap=tap0,bridge=br0", "a-1"] {
             assert_eq!(text.parse::<NetworkMode>().unwrap().to_string(), text);
         }
-        assert_eq!("tap:vm.7".parse(), Ok(NetworkMode::Tap("vm.7".into())));
-        for bad in ["", "Office", "tap=", "tap=0123456789abcdef", "tap=a/b", "../x", "-a", "a b"] {
+        let tap = NetworkMode::Tap { interface: "vm.7".into(), bridge: None };
+        assert_eq!("tap:vm.7".parse(), Ok(tap));
+        for bad in [
+            "tap=a,b",
+            "tap=a,bridge=",
+            "",
+            "Office",
+            "tap=",
+            "tap=0123456789abcdef",
+            "tap=a/b",
+            "../x",
+            "-a",
+            "a b",
+        ] {
             assert!(bad.parse::<NetworkMode>().unwrap_err().to_string().contains("tap=INTERFACE"), "{bad}");
         }
     }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use clap::Args;
 use machine::NetSpec;
 use net::user::Door;
-use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish};
+use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink};
 use sandbox::Keep;
 use store::{Home, Lock};
 
@@ -23,8 +23,8 @@ use crate::failure::Failure;
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
     /// What the network card leads to: `user` is a network of the VM's own with a way to the internet; a
-    /// name is the same shared with your other VMs that give the name; `tap=IF` is an interface of the
-    /// host; `none` is no card
+    /// name is the same shared with your other VMs that give the name; `tap=IF` is a tap interface of the
+    /// host, which is made where root asks for it, and `,bridge=BRIDGE` puts it in a bridge; `none` is no card
     #[arg(long, value_name = "user|NAME|tap=IF|none", default_value_t = NetworkMode::User)]
     pub network: NetworkMode,
 
@@ -95,14 +95,27 @@ pub fn attach(home: &Home, vm: &str, settings: &NetworkSettings, mac: Mac) -> Re
             let mut shared = Shared::new(home.runtime(), name);
             Box::new(move || shared.dial())
         }
-        NetworkMode::Tap(interface) => {
-            return Err(Failure::new(Code::Build, format!("cannot use the interface {interface} yet")));
-        }
+        NetworkMode::Tap { interface, bridge } => return tap(interface, bridge.as_deref(), settings),
         NetworkMode::None => return Err(Failure::new(Code::Build, "a VM without a network has no card")),
     };
     match Attachment::new(&host_name(vm), mac, &settings.publish, &settings.allow, dial) {
         Ok(attachment) => Ok(Box::new(attachment)),
         Err(AttachError::Refused(why)) => Err(Failure::new(Code::Build, why)),
+        Err(error) => Err(Failure::from_error(Code::Build, &error)),
+    }
+}
+
+/// A tap interface of the host, which everything else is the host's affair with.
+fn tap(interface: &str, bridge: Option<&str>, settings: &NetworkSettings) -> Result<Box<dyn Link>, Failure> {
+    if !settings.publish.is_empty() || !settings.allow.is_empty() {
+        return Err(Failure::new(
+            Code::Usage,
+            "--publish and --net-allow are for user-mode networks: who reaches whom through a tap interface is \
+             the host's routes' and nft's affair; leave them out, or take --network user",
+        ));
+    }
+    match TapLink::new(interface, bridge) {
+        Ok(link) => Ok(Box::new(link)),
         Err(error) => Err(Failure::from_error(Code::Build, &error)),
     }
 }
