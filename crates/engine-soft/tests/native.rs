@@ -33,8 +33,7 @@ fn setting(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
-/// The same numbers each time: what fails is then the doing of a change. Others find more; so far they have
-/// found that the host tells another page-fault address for one VPMASKMOVQ across pages of 200,000 cases.
+/// The same numbers each time: what fails is then the doing of a change. Others find more.
 const SEED: u64 = 20_261_122;
 
 #[test]

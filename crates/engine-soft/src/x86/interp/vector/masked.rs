@@ -54,10 +54,10 @@ fn is_set(mask: &Ymm, n: usize, bytes: usize) -> bool {
 }
 
 impl Cpu {
-    /// Linear address of an element of `bytes` bytes at `offset` from the operand's start.
+    /// Linear address of an element of `bytes` bytes at `offset` from the operand's start. The operand is
+    /// one piece: with 32-bit addresses only its start wraps around, which is what AMD's CPUs do.
     fn element_linear(&self, op: &Op, offset: u64, bytes: usize, write: bool) -> Exec<u64> {
-        let offset = self.ea(op).wrapping_add(offset) & op.mem.mask;
-        self.linear(op.mem.seg, offset, bytes as u64, write)
+        self.linear(op.mem.seg, self.ea(op).wrapping_add(offset), bytes as u64, write)
     }
 
     fn load_element(&mut self, linear: u64, bytes: usize) -> Exec<u64> {
@@ -140,7 +140,8 @@ fn gather(cpu: &mut Cpu, op: &Op) -> Exec {
         if is_set(&cpu.fpu.ymm[mask], n, data_bytes) {
             let index = element(&indices, n, index_bytes);
             let index = if index_bytes == 4 { index as u32 as i32 as u64 } else { index };
-            let linear = cpu.element_linear(op, index << (op.mem.scale & 3), data_bytes, false)?;
+            let offset = cpu.ea(op).wrapping_add(index << (op.mem.scale & 3)) & op.mem.mask;
+            let linear = cpu.linear(op.mem.seg, offset, data_bytes as u64, false)?;
             let value = cpu.load_element(linear, data_bytes)?;
             set_element(&mut cpu.fpu.ymm[dst], n, data_bytes, value);
         }
@@ -237,6 +238,17 @@ mod tests {
         let expected: Vec<u8> =
             (0..32).map(|i| if (4..8).contains(&i) || (16..20).contains(&i) { 0x11 } else { 0x22 }).collect();
         assert_eq!(stored[..], expected);
+    }
+
+    #[test]
+    fn an_operand_across_4_gib_does_not_wrap_around_in_the_middle() {
+        // vpmaskmovq xmm0, xmm1, [edi]
+        let mut guest = guest(&[0x67, 0xc4, 0xe2, 0xf1, 0x8c, 0x07]);
+        guest.poke(0, &[0x11; 16]);
+        guest.cpu.regs[usize::from(reg::RDI)] = 0xffff_fff9;
+        guest.cpu.fpu.ymm[1] = [0, 1 << 63, 0, 0];
+        guest.step().unwrap();
+        assert_eq!(guest.cpu.fpu.ymm[0], [0, u64::MAX, 0, 0], "nothing is at 0x1_0000_0001");
     }
 
     #[test]
