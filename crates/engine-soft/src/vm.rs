@@ -9,6 +9,7 @@ use mem::GuestRam;
 
 use crate::Tier;
 use crate::clock::Clock;
+use crate::ticker::Rest;
 use crate::x86::cpuid::Cpuid;
 use crate::x86::lapic::{Message, SharedLapic};
 
@@ -158,6 +159,14 @@ pub struct Shared {
     /// Counts pages that became code while other vCPUs could hold writable translations of them.
     code_epoch: AtomicU64,
     split_lock: Mutex<()>,
+    /// The ticker's rest.
+    pub rest: Arc<Rest>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.rest.end();
+    }
 }
 
 impl Shared {
@@ -175,6 +184,7 @@ impl Shared {
             extint: AtomicBool::new(false),
             code_epoch: AtomicU64::new(0),
             split_lock: Mutex::new(()),
+            rest: Arc::default(),
         })
     }
 

@@ -29,14 +29,22 @@ pub fn run(cpu: &mut Cpu, blocks: &mut Blocks) -> Exit {
 /// Runs guest code by `step`, which goes some way on with it, until there is a reason to stop.
 pub fn run_by(cpu: &mut Cpu, mut step: impl FnMut(&mut Cpu) -> Exec) -> Exit {
     let vm = cpu.vm.clone();
-    let mailbox = &vm.vcpus[cpu.id as usize];
+    vm.rest.vcpu_wakes();
     renew_translations(cpu);
-    if cpu.deliver_pending().is_err() {
-        vm.reach_epoch(cpu.id, u64::MAX);
-        return Exit::Shutdown;
-    }
+    let exit = match cpu.deliver_pending() {
+        Ok(()) => go(cpu, &mut step),
+        Err(Shutdown) => Exit::Shutdown,
+    };
+    vm.reach_epoch(cpu.id, u64::MAX);
+    vm.rest.vcpu_sleeps();
+    exit
+}
+
+fn go(cpu: &mut Cpu, step: &mut impl FnMut(&mut Cpu) -> Exec) -> Exit {
+    let vm = cpu.vm.clone();
+    let mailbox = &vm.vcpus[cpu.id as usize];
     let mut until_timer = 0;
-    let exit = loop {
+    loop {
         if until_timer == 0 {
             until_timer = TIMER_BLOCKS;
             cpu.check_timer();
@@ -52,17 +60,15 @@ pub fn run_by(cpu: &mut Cpu, mut step: impl FnMut(&mut Cpu) -> Exec) -> Exit {
                     until_timer = 0;
                     continue;
                 }
-                Attend::Leave(exit) => break exit,
+                Attend::Leave(exit) => return exit,
             }
         }
         if let Err(exception) = step(cpu)
             && cpu.deliver(Event::Exception(exception)).is_err()
         {
-            break Exit::Shutdown;
+            return Exit::Shutdown;
         }
-    };
-    vm.reach_epoch(cpu.id, u64::MAX);
-    exit
+    }
 }
 
 /// Runs one block, or a single instruction where something must be looked at behind it.
@@ -354,7 +360,11 @@ fn sleep(cpu: &mut Cpu) {
         std::time::Duration::from_nanos(vm.clock.nanos_in(ticks))
     });
     let start = crate::clock::Clock::ticks();
-    vm.vcpus[cpu.id as usize].sleep(wakes, limit);
+    let mailbox = &vm.vcpus[cpu.id as usize];
+    mailbox.deadline.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
+    vm.rest.vcpu_sleeps();
+    mailbox.sleep(wakes, limit);
+    vm.rest.vcpu_wakes();
     cpu.idle_ticks += crate::clock::Clock::ticks().wrapping_sub(start);
     cpu.check_timer();
     renew_translations(cpu);

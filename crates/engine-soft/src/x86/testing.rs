@@ -46,12 +46,17 @@ pub struct Guest {
     blocks: Blocks,
 }
 
+/// What a VM with one vCPU and 4 MiB of memory shares.
+pub fn shared() -> Arc<Shared> {
+    let ram = GuestRam::new(&[0..0x40_0000]).unwrap();
+    Arc::new(Shared::new(&VmConfig { cpus: 1, ..VmConfig::default() }, ram).unwrap())
+}
+
 impl Guest {
     /// In 16-bit real, 32-bit protected or 64-bit mode at CPL 0, with `code` at [`CODE`].
     pub fn new(bits: u8, code: &[u8]) -> Guest {
-        let ram = GuestRam::new(&[0..0x40_0000]).unwrap();
-        ram.write_slice(code, GuestAddress(CODE)).unwrap();
-        let shared = Arc::new(Shared::new(&VmConfig { cpus: 1, ..VmConfig::default() }, ram).unwrap());
+        let shared = shared();
+        shared.ram.write_slice(code, GuestAddress(CODE)).unwrap();
         let mut cpu = Box::new(Cpu::new(0, shared));
         cpu.regs[reg::RSP as usize] = STACK;
         cpu.regs[RIP as usize] = CODE;
