@@ -296,7 +296,8 @@ fn attend(cpu: &mut Cpu) -> Attend {
 
 /// Delivers the NMI or interrupt that is due, if the CPU takes it now.
 fn take_interrupt(cpu: &mut Cpu) -> Result<(), Shutdown> {
-    if cpu.interrupt_shadow {
+    // Traps of the last instruction come before interrupts (SDM 3A, table 6-2).
+    if cpu.interrupt_shadow || cpu.debug_trap != 0 {
         return Ok(());
     }
     let vm = cpu.vm.clone();
@@ -379,5 +380,28 @@ impl Cpu {
         self.regs[RIP as usize] = 0;
         self.activity = Activity::Running;
         self.update_mode();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::debug::DR6_BS;
+    use super::super::systest::*;
+    use super::super::testing::CODE;
+    use super::*;
+
+    #[test]
+    fn a_trap_that_waits_comes_before_an_nmi_and_an_interrupt() {
+        let mut system = System::long(&[0x90]);
+        system.handler(2, 0x8e, 0);
+        system.cpu.debug_trap = DR6_BS; // as SYSRET leaves it
+        system.cpu.rflags |= rflags::IF;
+        system.cpu.vm.vcpus[0].send_nmi();
+        assert!(matches!(attend(&mut system.guest.cpu), Attend::GoOn));
+        assert_eq!(system.rip(), CODE, "the NMI waits");
+        assert!(system.guest.step().is_err(), "#DB in front of the NOP");
+        assert_eq!((system.rip(), system.cpu.dr[6] & DR6_BS), (CODE, DR6_BS));
+        assert!(matches!(attend(&mut system.guest.cpu), Attend::GoOn));
+        assert_eq!(system.rip(), HANDLERS + 16 * 2);
     }
 }
