@@ -9,15 +9,16 @@ pub struct HostBridge {
 
 impl HostBridge {
     /// The IDs are those of the generic PCI Express host bridge that guests know from virtual
-    /// machines (1b36:0008); no driver binds to them.
+    /// machines (1b36:0008), for want of a vendor ID of our own; no driver binds to them. The subsystem,
+    /// which would name a product that this is not, is left out.
     pub fn new() -> HostBridge {
         let identity = Identity {
             vendor: 0x1b36,
             device: 0x0008,
             revision: 0,
             class: Class { base: 0x06, sub: 0x00, interface: 0x00 },
-            subsystem_vendor: 0x1af4,
-            subsystem: 0x1100,
+            subsystem_vendor: 0,
+            subsystem: 0,
         };
         HostBridge { config: ConfigSpace::new(identity) }
     }
