@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 /// Number of pins.
 pub(crate) const PINS: usize = 24;
 const VERSION: u32 = 0x20;
+/// Bits 24 to 27 of the ID register (3.2.1).
+const ID_MASK: u8 = 0xf;
 
 /// Offsets of the memory-mapped registers (3.1).
 mod mmio {
@@ -49,7 +51,7 @@ const EDGE_ONLY_MODES: [u64; 4] = [2, 4, 5, 7];
 /// Saved state of [`IoApic`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoApicState {
-    /// APIC ID: eight bits, as in chipsets made for more than 15 processors.
+    /// APIC ID, four bits.
     pub id: u8,
     /// IOREGSEL.
     pub select: u8,
@@ -90,9 +92,9 @@ fn is_level(entry: u64) -> bool {
 }
 
 impl IoApic {
-    /// An I/O APIC with this ID that sends to `sink`.
+    /// An I/O APIC with this ID, of which four bits count, that sends to `sink`.
     pub fn new(id: u8, sink: Arc<dyn MsiSink>) -> IoApic {
-        IoApic { state: power_on(id), id, sink }
+        IoApic { state: power_on(id & ID_MASK), id: id & ID_MASK, sink }
     }
 
     /// Sets the level of a pin. Beyond the last pin there is nothing.
@@ -146,7 +148,7 @@ impl IoApic {
 
     fn write_window(&mut self, value: u32) {
         match self.state.select {
-            index::ID => self.state.id = (value >> 24) as u8,
+            index::ID => self.state.id = (value >> 24) as u8 & ID_MASK,
             select => {
                 if let Some((pin, high)) = half(select) {
                     self.write_entry(pin, high, value);
@@ -220,8 +222,11 @@ impl Snapshot for IoApic {
     }
 
     fn restore(&mut self, state: IoApicState) -> Result<(), BadState> {
-        let IoApicState { id: _, select: _, lines, entries } = &state;
+        let IoApicState { id, select: _, lines, entries } = &state;
         let bad = |what: String| Err(BadState::new("ioapic", what));
+        if id & !ID_MASK != 0 {
+            return bad(format!("ID {id:#x}"));
+        }
         if lines >> PINS != 0 {
             return bad(format!("lines {lines:#x}"));
         }
@@ -283,8 +288,8 @@ mod tests {
         let mut b = bench();
         assert_eq!(b.read(1), 23 << 16 | 0x20);
         assert_eq!(b.read(0), 4 << 24);
-        b.write(0, 9 << 24);
-        assert_eq!((b.read(0), b.read(2)), (9 << 24, 9 << 24));
+        b.write(0, 0xff00_0000 | 9);
+        assert_eq!((b.read(0), b.read(2)), (0x0f00_0000, 0x0f00_0000), "an ID has four bits");
         for pin in 0..24 {
             assert_eq!((b.read(0x10 + 2 * pin), b.read(0x11 + 2 * pin)), (1 << 16, 0));
         }
@@ -367,6 +372,7 @@ mod tests {
         other.ioapic.restore(saved.clone()).unwrap();
         other.ioapic.end_of_interrupt(0x50);
         assert_eq!(other.sent().len(), 1);
-        assert!(other.ioapic.restore(IoApicState { lines: 1 << 24, ..saved }).is_err());
+        assert!(other.ioapic.restore(IoApicState { lines: 1 << 24, ..saved.clone() }).is_err());
+        assert!(other.ioapic.restore(IoApicState { id: 0x10, ..saved }).is_err());
     }
 }

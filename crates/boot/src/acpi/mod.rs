@@ -58,7 +58,7 @@ pub struct AcpiParams {
     pub apic_ids: Vec<u32>,
     /// Address of the local APICs' registers.
     pub lapic_addr: u32,
-    /// IOAPIC id.
+    /// IOAPIC id, four bits. It may be that of a local APIC: messages go over the system bus, not an APIC bus.
     pub ioapic_id: u8,
     /// Address of the IOAPIC's registers.
     pub ioapic_addr: u32,
@@ -108,7 +108,7 @@ impl AcpiParams {
         AcpiParams {
             apic_ids: (0..cpus).collect(),
             lapic_addr: 0xfee0_0000,
-            ioapic_id: cpus.min(0xfe) as u8,
+            ioapic_id: 0,
             ioapic_addr: 0xfec0_0000,
             sci_irq: 9,
             pm1a_event: 0x600,
