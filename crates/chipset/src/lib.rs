@@ -1,5 +1,5 @@
 //! The small devices that software expects of a PC: UART, RTC, PIT, PIC, IOAPIC, power control,
-//! debug exit.
+//! debug exit; and what test suites drive a machine with.
 //!
 //! Every device is one file: what it models and where the specification is, its registers, its state
 //! struct, its tests. Devices know nothing of each other; interrupts leave through
@@ -22,6 +22,7 @@ mod router;
 mod rtc;
 mod serial_input;
 mod sync;
+mod test_device;
 mod uart;
 
 pub use acpi_pm::{AcpiPm, AcpiPmState};
@@ -38,4 +39,5 @@ pub use reset_control::{ResetControl, ResetControlState};
 pub use router::IrqRouter;
 pub use rtc::{MemorySizes, Rtc, RtcState};
 pub use serial_input::SerialInput;
+pub use test_device::{TestDevice, TestDeviceState};
 pub use uart::{Uart, UartState};

@@ -134,6 +134,7 @@ fn spec(disk: &Path, cpus: u32) -> VmSpec {
             cmdline: format!("console=ttyS0 quiet panic=-1 ospite.modules=virtio ospite.run=\"{run}\""),
         },
         nets: Vec::new(),
+        test_device: false,
     }
 }
 

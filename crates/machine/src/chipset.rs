@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chipset::{
     AcpiPm, AcpiPmState, DebugExit, DualPic, DualPicState, I8042, I8042State, IoApic, IoApicState, IrqRouter,
     MemorySizes, Pit, PitState, Port61, Port92, Port92State, Post, PostState, PowerSink, ResetControl,
-    ResetControlState, Rtc, RtcState, Uart, UartState,
+    ResetControlState, Rtc, RtcState, TestDevice, TestDeviceState, Uart, UartState,
 };
 use device::{Bus, BusDevice, Device, IrqLine, IrqSink, MsiSink, Overlap, Snapshot, Timers};
 use engine::Vm;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{self, irq};
+use crate::state::same;
 use crate::{DeviceInfo, Error};
 
 /// What the chipset is connected to.
@@ -26,6 +27,7 @@ pub(crate) struct Wiring<'a> {
     pub(crate) memory: MemorySizes,
     pub(crate) cpus: u32,
     pub(crate) ioapic_id: u8,
+    pub(crate) test_device: bool,
 }
 
 /// Saved state of the chipset.
@@ -51,6 +53,8 @@ pub struct ChipsetState {
     pub post: PostState,
     /// Reset control register.
     pub reset_control: ResetControlState,
+    /// Test device, on a machine that has it.
+    pub test_device: Option<TestDeviceState>,
 }
 
 /// The devices.
@@ -68,6 +72,7 @@ pub(crate) struct Chipset {
     post: Arc<Mutex<Post>>,
     reset_control: Arc<Mutex<ResetControl>>,
     debug_exit: Arc<Mutex<DebugExit>>,
+    test_device: Option<Arc<Mutex<TestDevice>>>,
 }
 
 /// A thread that panicked with the lock has already brought the VM down; the device is still whole.
@@ -81,7 +86,7 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
 
 impl Chipset {
     pub(crate) fn new(wiring: Wiring<'_>) -> Result<Chipset, Error> {
-        let Wiring { vm, msi, power, timers, serial_out, memory, cpus, ioapic_id } = wiring;
+        let Wiring { vm, msi, power, timers, serial_out, memory, cpus, ioapic_id, test_device } = wiring;
         let pic = shared(DualPic::new(move |high| vm.set_extint(high)));
         let ioapic = shared(IoApic::new(ioapic_id, msi));
         let irqs: Arc<dyn IrqSink> = Arc::new(IrqRouter::new(pic.clone(), ioapic.clone()));
@@ -98,6 +103,7 @@ impl Chipset {
             post: shared(Post::default()),
             reset_control: shared(ResetControl::new(power.clone())),
             debug_exit: shared(DebugExit::new(power)),
+            test_device: test_device.then(|| shared(TestDevice::new(line))),
             pic,
             ioapic,
             irqs,
@@ -124,6 +130,13 @@ impl Chipset {
         for (range, device) in parts {
             ports.insert(range, device)?;
         }
+        if let Some(test_device) = &self.test_device {
+            for (range, device) in TestDevice::ports(test_device, layout::TEST_LATCH, layout::TEST_LINES) {
+                ports.insert(range, device)?;
+            }
+            let (range, device) = TestDevice::memory(test_device, layout::TEST_MEMORY);
+            mmio.insert(range, device)?;
+        }
         mmio.insert(layout::IOAPIC, self.ioapic.clone())
     }
 
@@ -138,6 +151,9 @@ impl Chipset {
         lock(&self.port92).reset();
         lock(&self.post).reset();
         lock(&self.reset_control).reset();
+        if let Some(test_device) = &self.test_device {
+            lock(test_device).reset();
+        }
         lock(&self.ioapic).reset();
         lock(&self.pic).reset();
     }
@@ -154,13 +170,26 @@ impl Chipset {
             port92: lock(&self.port92).save(),
             post: lock(&self.post).save(),
             reset_control: lock(&self.reset_control).save(),
+            test_device: self.test_device.as_ref().map(|device| lock(device).save()),
         }
     }
 
     /// Restores the devices; after [`Chipset::reset`], so that no line reaches a vCPU, and before
     /// [`Chipset::restore_controllers`].
     pub(crate) fn restore(&self, state: ChipsetState) -> Result<Controllers, Error> {
-        let ChipsetState { com1, rtc, pit, pic, ioapic, acpi_pm, i8042, port92, post, reset_control } = state;
+        let ChipsetState {
+            com1,
+            rtc,
+            pit,
+            pic,
+            ioapic,
+            acpi_pm,
+            i8042,
+            port92,
+            post,
+            reset_control,
+            test_device,
+        } = state;
         lock(&self.com1).restore(com1)?;
         lock(&self.rtc).restore(rtc)?;
         lock(&self.pit).restore(pit)?;
@@ -169,6 +198,10 @@ impl Chipset {
         lock(&self.port92).restore(port92)?;
         lock(&self.post).restore(post)?;
         lock(&self.reset_control).restore(reset_control)?;
+        match (&self.test_device, test_device) {
+            (Some(here), Some(saved)) => lock(here).restore(saved)?,
+            (here, saved) => same("test devices", saved.is_some().into(), here.is_some().into())?,
+        }
         Ok(Controllers { pic, ioapic })
     }
 
@@ -182,7 +215,7 @@ impl Chipset {
 
     pub(crate) fn describe(&self) -> Vec<DeviceInfo> {
         let ports = |name, range: Range<u64>, irq| DeviceInfo::ports(name, range, irq);
-        vec![
+        let mut devices = vec![
             ports("8259A interrupt controllers", 0x20..0x22, None),
             ports("8254 timer", layout::PIT, Some(irq::PIT)),
             ports("keyboard controller (reset only)", 0x60..0x65, None),
@@ -194,7 +227,15 @@ impl Chipset {
             DeviceInfo::memory("I/O APIC", layout::IOAPIC),
             DeviceInfo::memory("local APICs (engine)", layout::LAPIC..layout::LAPIC + 0x1000),
             DeviceInfo::memory("PCI Express configuration", layout::ECAM),
-        ]
+        ];
+        if let Some(test_device) = &self.test_device {
+            let [latch, lines] = TestDevice::ports(test_device, layout::TEST_LATCH, layout::TEST_LINES);
+            devices.push(ports("test device: a port to write and read", latch.0, None));
+            devices.push(ports("test device: interrupt lines", lines.0, None));
+            let (memory, _) = TestDevice::memory(test_device, layout::TEST_MEMORY);
+            devices.push(DeviceInfo::memory("test device: memory", memory));
+        }
+        devices
     }
 }
 

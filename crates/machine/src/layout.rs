@@ -32,6 +32,12 @@ pub const PORT92: Range<u64> = 0x92..0x93;
 pub const DEBUG_EXIT: Range<u64> = 0xf4..0xf8;
 /// First serial port.
 pub const COM1: Range<u64> = 0x3f8..0x400;
+/// The test device's latch; this and what follows is where test suites look for it.
+pub const TEST_LATCH: u64 = 0xe0;
+/// First port of the test device's lines.
+pub const TEST_LINES: u64 = 0x2000;
+/// The test device's memory (64 KiB).
+pub const TEST_MEMORY: u64 = 0xff00_0000;
 /// First port of the ACPI power management block.
 pub const ACPI_PM: u64 = 0x600;
 /// Reset control register.

@@ -70,6 +70,7 @@ impl Machine {
             memory: memory::sizes(&ram),
             cpus: spec.cpus,
             ioapic_id: firmware.ioapic_id(),
+            test_device: spec.test_device,
         })?;
         let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         chipset.attach(&ports, &mmio)?;

@@ -61,6 +61,6 @@ impl Machine {
     }
 }
 
-fn same(what: &'static str, saved: u64, here: u64) -> Result<(), Error> {
+pub(crate) fn same(what: &'static str, saved: u64, here: u64) -> Result<(), Error> {
     if saved == here { Ok(()) } else { Err(Error::OtherMachine { what, saved, here }) }
 }

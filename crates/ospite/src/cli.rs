@@ -251,6 +251,7 @@ pub struct RunArgs {
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
         "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append", "console",
         "network", "publish", "allow", "no_reboot", "name", "stop_timeout", "agent_socket", "stats", "dry_run",
+        "test_device",
     ])]
     pub vm: Option<Name>,
 
@@ -288,6 +289,12 @@ pub struct RunArgs {
     /// interpreter, devices; and what happened how often. It slows the guest down a little
     #[arg(long, conflicts_with = "image")]
     pub stats: bool,
+
+    /// Add what CPU test suites (kvm-unit-tests) drive a machine with: a port to write and read at 0xe0, a
+    /// port for each interrupt line from 0x2000 on, memory behind MMIO at 0xff000000. The debug-exit port
+    /// 0xf4 is on every machine
+    #[arg(long, conflicts_with = "image")]
+    pub test_device: bool,
 
     /// How --dry-run and --stats print.
     #[command(flatten)]

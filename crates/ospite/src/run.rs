@@ -46,6 +46,7 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
         disks: machine.disks.iter().map(Into::into).collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
         nets: network::cards(args.name(), &machine.network.settings()),
+        test_device: args.test_device,
     })
 }
 

@@ -62,6 +62,7 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
         disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
         nets: vec![card(0)],
+        test_device: false,
     }
 }
 

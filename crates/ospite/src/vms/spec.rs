@@ -29,6 +29,7 @@ pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmS
         disks: own.into_iter().chain(definition.disks.iter().map(disk)).collect(),
         boot,
         nets: network::cards(definition.name.as_str(), &definition.network),
+        test_device: false,
     })
 }
 
