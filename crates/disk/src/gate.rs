@@ -4,11 +4,11 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use imago::file::File;
 use imago::format::gate::ImplicitOpenGate;
-use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+use imago::{FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
 use crate::file;
+use crate::ordered::Ordered;
 
 /// How many images may be stacked on each other by backing files.
 pub const MAX_BACKING: u32 = 32;
@@ -33,8 +33,11 @@ fn refused(what: impl Display) -> io::Error {
     io::Error::new(ErrorKind::PermissionDenied, what.to_string())
 }
 
-impl ImplicitOpenGate<File> for FolderGate {
-    fn open_format<F: FormatDriverBuilder<File>>(&mut self, builder: F) -> io::Result<FormatAccess<File>> {
+impl ImplicitOpenGate<Ordered> for FolderGate {
+    fn open_format<F: FormatDriverBuilder<Ordered>>(
+        &mut self,
+        builder: F,
+    ) -> io::Result<FormatAccess<Ordered>> {
         let deeper = FolderGate { folder: self.folder.clone(), depth: self.depth + 1 };
         if deeper.depth > MAX_BACKING {
             return Err(refused(format!("more than {MAX_BACKING} backing files, or one that backs itself")));
@@ -42,9 +45,9 @@ impl ImplicitOpenGate<File> for FolderGate {
         Ok(FormatAccess::new(builder.write(false).open(deeper)?))
     }
 
-    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<File> {
+    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<Ordered> {
         let Some(named) = options.get_filename().map(Path::to_path_buf) else {
-            return File::open(options);
+            return Err(refused("it needs a file that has no name"));
         };
         let path = named
             .canonicalize()
@@ -57,6 +60,6 @@ impl ImplicitOpenGate<File> for FolderGate {
             )));
         }
         let file = file::open(&path, true).map_err(refused)?;
-        File::from_open_file(file, StorageOpenOptions::new().filename(&path).write(false))
+        Ordered::new(file, StorageOpenOptions::new().filename(&path).write(false))
     }
 }

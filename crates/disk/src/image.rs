@@ -5,13 +5,13 @@ use std::io;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use imago::file::File;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::vmdk::Vmdk;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
 use crate::gate::FolderGate;
+use crate::ordered::Ordered;
 use crate::qcow2_check::Header;
 use crate::{
     Description, Disk, Error, Format, SECTOR, Slice, check_range, check_write, file, qcow2_check, total,
@@ -20,7 +20,7 @@ use crate::{
 /// An image that `imago` reads and writes.
 pub(crate) struct Image {
     /// Written by discards only, which must be alone.
-    access: RwLock<FormatAccess<File>>,
+    access: RwLock<FormatAccess<Ordered>>,
     description: Description,
     granularity: u64,
 }
@@ -29,8 +29,13 @@ pub(crate) struct Image {
 pub(crate) fn qcow2(path: &Path, file: fs::File, read_only: bool, probed: bool) -> Result<Image, Error> {
     let header = qcow2_check::check(path, &file)?;
     let bad = |source| Error::Bad { path: path.into(), source };
-    let builder = Qcow2::<File>::builder(storage(path, file, !read_only)?).write(!read_only);
-    let image = builder.open(FolderGate::around(path).map_err(bad)?).map_err(bad)?;
+    let storage = storage(path, file, !read_only)?;
+    let data = storage.data();
+    let builder = Qcow2::<Ordered>::builder(storage).write(!read_only);
+    let mut image = builder.open(FolderGate::around(path).map_err(bad)?).map_err(bad)?;
+    if !image.requires_external_data_file() {
+        image.set_data_file(Some(data));
+    }
     Image::new(path, FormatAccess::new(image), (Format::Qcow2, probed, read_only), header.cluster_size)
 }
 
@@ -46,7 +51,7 @@ pub(crate) fn overlay(path: &Path, base: &Path, read_only: bool) -> Result<Image
 }
 
 /// An image that can be a base.
-fn lower(base: &Path) -> Result<Qcow2<File>, Error> {
+fn lower(base: &Path) -> Result<Qcow2<Ordered>, Error> {
     let (lower, _) = lone(base, true)?;
     match lower.implicit_backing_file() {
         Some(_) => Err(Error::bad(base, "a base is on no other image")),
@@ -60,15 +65,18 @@ pub(crate) fn base_size(base: &Path) -> Result<u64, Error> {
 }
 
 /// A qcow2 image without whatever other files it names.
-fn lone(path: &Path, read_only: bool) -> Result<(Qcow2<File>, Header), Error> {
+fn lone(path: &Path, read_only: bool) -> Result<(Qcow2<Ordered>, Header), Error> {
     let file = file::open(path, read_only)?;
     let header = qcow2_check::check(path, &file)?;
-    let builder = Qcow2::<File>::builder(storage(path, file, !read_only)?).write(!read_only);
+    let storage = storage(path, file, !read_only)?;
+    let data = storage.data();
+    let builder = Qcow2::<Ordered>::builder(storage).write(!read_only);
     let opened = builder.backing(None).data_file(None).open(DenyImplicitOpenGate::default());
-    let image = opened.map_err(|source| Error::Bad { path: path.into(), source })?;
+    let mut image = opened.map_err(|source| Error::Bad { path: path.into(), source })?;
     if image.requires_external_data_file() {
         return Err(Error::bad(path, "its data is in another file"));
     }
+    image.set_data_file(Some(data));
     Ok((image, header))
 }
 
@@ -78,22 +86,22 @@ pub(crate) fn vmdk(path: &Path, file: fs::File, read_only: bool, probed: bool) -
         return Err(Error::ReadOnlyFormat { path: path.into(), format: Format::Vmdk });
     }
     let bad = |source| Error::Bad { path: path.into(), source };
-    let builder = Vmdk::<File>::builder(storage(path, file, false)?);
+    let builder = Vmdk::<Ordered>::builder(storage(path, file, false)?);
     let image = builder.open(FolderGate::around(path).map_err(bad)?).map_err(bad)?;
     Image::new(path, FormatAccess::new(image), (Format::Vmdk, probed, true), SECTOR)
 }
 
-fn storage(path: &Path, file: fs::File, write: bool) -> Result<File, Error> {
+fn storage(path: &Path, file: fs::File, write: bool) -> Result<Ordered, Error> {
     // Made absolute: names of other files in the image are relative to its folder.
     let named = path.canonicalize().map_err(|source| Error::io(path, "find", source))?;
     let options = StorageOpenOptions::new().filename(named).write(write);
-    File::from_open_file(file, options).map_err(|source| Error::io(path, "open", source))
+    Ordered::new(file, options).map_err(|source| Error::io(path, "open", source))
 }
 
 impl Image {
     fn new(
         path: &Path,
-        access: FormatAccess<File>,
+        access: FormatAccess<Ordered>,
         (format, probed, read_only): (Format, bool, bool),
         granularity: u64,
     ) -> Result<Image, Error> {
@@ -106,11 +114,11 @@ impl Image {
         Ok(Image { access: RwLock::new(access), description, granularity })
     }
 
-    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<File>> {
+    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<Ordered>> {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<File>> {
+    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<Ordered>> {
         self.access.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -163,7 +171,9 @@ impl Disk for Image {
         check_write(self.description.read_only)?;
         check_range(self.size(), offset, length)?;
         if may_free {
-            self.alone().discard_to_zero(offset, length)
+            self.alone().discard_to_zero(offset, length)?;
+            // Before what was freed is used for other data, which would be seen here after a power cut.
+            self.flush()
         } else {
             self.shared().write_zeroes(offset, length)
         }

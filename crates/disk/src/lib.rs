@@ -20,7 +20,8 @@
 //!
 //! # Durability
 //! [`Disk::flush`] returns when everything written before it is on stable storage (`fdatasync`;
-//! for qcow2 the cached metadata is written first). Nothing else promises that.
+//! for qcow2 the cached metadata is written first, in an order that a power cut of the host keeps, see
+//! `ordered.rs`). Nothing else promises that.
 //!
 //! # Copies
 //! Raw and qcow2 data moves between guest memory and the page cache without a copy in between,
@@ -33,6 +34,7 @@ mod file;
 mod format;
 mod gate;
 mod image;
+mod ordered;
 mod qcow2_check;
 mod raw;
 mod reader;
