@@ -18,5 +18,5 @@ need cc gcc ld binutils
 [ -e "$(cc -print-file-name=crt1.o)" ] || need no-such-command libc6-dev
 
 if [ "${1:-}" = guest-tests ]; then
-    need qemu-img qemu-utils e2fsck e2fsprogs setsid util-linux
+    need qemu-img qemu-utils e2fsck e2fsprogs setsid util-linux strace strace
 fi

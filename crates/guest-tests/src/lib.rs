@@ -5,6 +5,7 @@
 //! first use, and minutes. `make guest-test` runs them.
 
 pub mod artefacts;
+pub mod disk_log;
 mod ospite;
 mod session;
 mod shell;

@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::artefacts::{self, Kernel};
+use crate::disk_log;
 use crate::session::Session;
 
 /// A command line in the making.
@@ -20,6 +21,7 @@ pub struct Ospite {
     append: Vec<String>,
     uid: Option<u32>,
     home: Option<PathBuf>,
+    log: Option<PathBuf>,
     echo: bool,
 }
 
@@ -97,6 +99,12 @@ impl Ospite {
         self
     }
 
+    /// Has strace write to `log` what [`crate::disk_log`] reads. A signal then goes to strace.
+    pub fn recorded(mut self, log: &Path) -> Ospite {
+        self.log = Some(log.into());
+        self
+    }
+
     /// Runs as another user.
     pub fn as_user(mut self, uid: u32) -> Ospite {
         self.uid = Some(uid);
@@ -118,8 +126,11 @@ impl Ospite {
     }
 
     fn program(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.args(self.args());
+        let mut words: Vec<OsString> = Vec::new();
+        words.extend(self.log.iter().flat_map(|log| disk_log::recorder(log)).map(OsString::from));
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(self.args());
         if let Some(home) = &self.home {
             command.env("OSPITE_HOME", home);
         }
