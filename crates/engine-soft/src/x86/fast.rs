@@ -1,7 +1,8 @@
 //! The part of the TLB that translated code reads: laid out for a check of few instructions.
 //!
 //! It holds what is valid *now*: one address space, no tags to compare but the page. A switch of the
-//! address space empties it of all that is not global, and the [`Tlb`](super::tlb::Tlb) behind it, which knows ASIDs, refills it.
+//! address space empties it of all that is not global, and the [`Tlb`](super::tlb::Tlb) behind it, which
+//! knows ASIDs, refills it.
 
 use super::tlb::View;
 
@@ -9,6 +10,8 @@ use super::tlb::View;
 pub const FAST_ENTRIES: usize = 1024;
 /// Entries of the jump cache; a power of two.
 pub const JUMP_ENTRIES: usize = 4096;
+/// Views of memory ([`View`]).
+const VIEWS: usize = 3;
 const PAGE: u64 = !0xfff;
 /// Bits of the filter of pages with jump targets. Kernels forget pages of data all the time.
 const FILTER: usize = 1 << 16;
@@ -172,9 +175,38 @@ pub struct JumpEntry {
 /// A context that is never current.
 pub const NO_CONTEXT: u64 = u64::MAX;
 
+/// The latest targets of indirect jumps and returns in one view, by the low byte of their address. They are
+/// in the jump cache, too, and valid in the current context: translated code compares nothing but the address.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct LatestJumps {
+    /// Linear addresses; one that belongs elsewhere where there is none.
+    pub linear: [u64; 256],
+    /// Host addresses of the code.
+    pub code: [u64; 256],
+}
+
+impl LatestJumps {
+    fn clear(&mut self) {
+        self.linear = std::array::from_fn(|slot| slot as u64 ^ 1);
+    }
+}
+
+impl Default for LatestJumps {
+    fn default() -> Self {
+        let mut none = LatestJumps { linear: [0; 256], code: [0; 256] };
+        none.clear();
+        none
+    }
+}
+
 /// The jump cache: targets of indirect jumps, returns and jumps across pages.
 #[repr(C)]
 pub struct JumpCache {
+    /// By view.
+    pub latest: [LatestJumps; VIEWS],
+    /// The mode, but for the view, that the latest jumps are of.
+    mode: u8,
     /// By [`jump_slot`].
     pub entries: [JumpEntry; JUMP_ENTRIES],
     /// What jumps across pages compare with the value that they were linked at. Identifies the current
@@ -205,6 +237,8 @@ impl Default for JumpCache {
     fn default() -> Self {
         let none = JumpEntry { linear: 0, context: NO_CONTEXT, page: 0, code: 0 };
         JumpCache {
+            latest: [LatestJumps::default(); VIEWS],
+            mode: 0,
             entries: [none; JUMP_ENTRIES],
             link_id: 0,
             epoch: 0,
@@ -257,8 +291,23 @@ impl JumpCache {
             }
             self.pages.fill(0);
             self.filled = false;
+            self.forget_latest();
         }
         self.private = false;
+    }
+
+    /// Has translated code look into the whole cache, and compare contexts, again.
+    pub fn forget_latest(&mut self) {
+        self.latest.iter_mut().for_each(LatestJumps::clear);
+    }
+
+    /// Code of a context is about to run: what is known of the latest jumps of another mode is void.
+    pub fn enter(&mut self, context: u64) {
+        let mode = context as u8 & !3;
+        if mode != self.mode {
+            self.mode = mode;
+            self.forget_latest();
+        }
     }
 
     /// A page's translation is gone.
@@ -271,6 +320,7 @@ impl JumpCache {
     /// The address space changed: contexts tell users' entries apart, but not supervisors'.
     pub fn switch(&mut self) {
         self.link_id = 0;
+        self.latest[View::User as usize].clear();
         if self.private {
             self.clear();
         }
@@ -328,6 +378,31 @@ mod tests {
             }
             tlb.clear();
             assert!((0..4096).all(|page| hits(&tlb, page << 12) == (false, false)));
+        }
+    }
+
+    #[test]
+    fn the_latest_jumps_are_void_in_other_address_spaces_and_modes_and_with_the_cache() {
+        let mut jumps = JumpCache::default();
+        let note = |jumps: &mut JumpCache| {
+            jumps.fill(0x40_1234, 4, 99, false);
+            for latest in &mut jumps.latest {
+                (latest.linear[0x34], latest.code[0x34]) = (0x40_1234, 99);
+            }
+        };
+        let known = |jumps: &JumpCache| jumps.latest.map(|latest| latest.linear[0x34] == 0x40_1234);
+        note(&mut jumps);
+        jumps.enter(4 | View::KernelUser as u64);
+        assert_eq!(known(&jumps), [false; 3], "it began in another mode");
+        note(&mut jumps);
+        jumps.enter(4 | View::User as u64);
+        assert_eq!(known(&jumps), [true; 3], "views have their own");
+        jumps.switch();
+        assert_eq!(known(&jumps), [false, true, true]);
+        jumps.forget(0x40_1000);
+        assert_eq!(known(&jumps), [false; 3]);
+        for latest in &jumps.latest {
+            assert!(latest.linear.iter().enumerate().all(|(slot, linear)| *linear as usize & 255 != slot));
         }
     }
 

@@ -194,6 +194,12 @@ impl Asm {
         self.op_reg(false, &[0x89], src, dst);
     }
 
+    /// `movzx dst, src8`, the low byte.
+    pub fn movzx_byte(&mut self, dst: Reg, src: Reg) {
+        self.rex(false, dst, src >> 3, true);
+        self.raw(&[0x0f, 0xb6, 0xc0 | (dst & 7) << 3 | src & 7]);
+    }
+
     /// `mov dst, imm`, the shortest form. Leaves flags alone.
     pub fn mov_imm(&mut self, dst: Reg, value: u64) {
         if value <= u32::MAX.into() {

@@ -1,7 +1,7 @@
 //! Jumps, calls and returns.
 
 use super::super::op::reg;
-use super::asm::{Mem, host};
+use super::asm::{Alu, Mem, cc, host};
 use super::build::{Builder, Cold, in_page, link_entry, slot};
 use super::frame::at;
 use super::insn::{ARITHMETIC, Insn, gpr};
@@ -55,14 +55,14 @@ impl Builder<'_> {
         self.asm.load(A, operand.mem);
         let release = insn.ins.stack_pointer_increment();
         self.asm.lea(true, SP, &Mem::at(SP, release));
-        self.asm.jmp(self.place.stubs.indirect);
+        self.indirect();
         self.complete(insn, operand);
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Insn) {
         self.disturb(ARITHMETIC);
         self.target(insn);
-        self.asm.jmp(self.place.stubs.indirect);
+        self.indirect();
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Insn) {
@@ -71,7 +71,18 @@ impl Builder<'_> {
         self.asm.store(slot(at::TEMP), A);
         self.push_return(insn);
         self.asm.load(A, Mem::at(host::RSP, at::TEMP));
-        self.asm.jmp(self.place.stubs.indirect);
+        self.indirect();
+    }
+
+    /// Goes on at the linear address in A. Flags are in their slot.
+    pub(super) fn indirect(&mut self) {
+        let view = self.view;
+        self.asm.movzx_byte(B, A);
+        self.asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 3, at::latest_linear(view)));
+        self.asm.jcc(cc::NZ, self.place.stubs.indirect[view as usize]);
+        self.asm.alu_imm(true, Alu::And, A, -0x1000);
+        self.asm.store(slot(at::PAGE), A);
+        self.asm.jmp_mem(Mem::indexed(host::RSP, B, 3, at::latest_code(view)));
     }
 
     /// The target of an indirect jump or call to A.

@@ -455,7 +455,7 @@ impl Builder<'_> {
     pub fn far(&mut self, offset: i64) {
         let Ok(delta) = i32::try_from(offset & !0xfff) else {
             self.page_relative(A, offset);
-            return self.asm.jmp(self.place.stubs.indirect);
+            return self.indirect();
         };
         let (guard, other) = self.link_guard();
         self.asm.add_mem_imm(slot(at::PAGE), delta);

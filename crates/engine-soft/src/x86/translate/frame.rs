@@ -14,7 +14,7 @@ use engine::Error;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use super::super::cpu::{Cpu, Mode};
-use super::super::fast::{FastEntry, FastTlb, JumpCache, JumpEntry};
+use super::super::fast::{FastEntry, FastTlb, JumpCache, JumpEntry, LatestJumps};
 use super::super::fpu::Fpu;
 use super::super::msr::Msrs;
 use super::super::tlb::{Tlb, View};
@@ -130,6 +130,21 @@ pub mod at {
     pub const JUMP_PAGE: i32 = (JUMPS + offset_of!(JumpEntry, page)) as i32;
     /// [`JumpEntry::code`] in slot 0.
     pub const JUMP_CODE: i32 = (JUMPS + offset_of!(JumpEntry, code)) as i32;
+
+    /// The latest jumps of a view.
+    const fn latest(view: View) -> usize {
+        TLB + offset_of!(Tlb, jumps)
+            + offset_of!(JumpCache, latest)
+            + view as usize * size_of::<LatestJumps>()
+    }
+    /// [`LatestJumps::linear`] of a view.
+    pub const fn latest_linear(view: View) -> i32 {
+        (latest(view) + offset_of!(LatestJumps, linear)) as i32
+    }
+    /// [`LatestJumps::code`] of a view.
+    pub const fn latest_code(view: View) -> i32 {
+        (latest(view) + offset_of!(LatestJumps, code)) as i32
+    }
 
     /// [`JumpCache::link_id`].
     pub const LINK_ID: i32 = (TLB + offset_of!(Tlb, jumps) + offset_of!(JumpCache, link_id)) as i32;

@@ -177,6 +177,7 @@ impl Translator {
             Some(entry) if self.renumber(cpu, context) => entry.code,
             _ => self.lookup(cpu, rip, context)?.0.indirect,
         };
+        cpu.tlb.jumps.enter(context);
         cpu.frame.context = context;
         cpu.frame.page = rip & !OFFSET;
         cpu.frame.attention = cpu.vm.vcpus[cpu.id as usize].attention_address();

@@ -10,6 +10,7 @@ use super::cache::CodeCache;
 use super::frame::at;
 use super::regs::{A, B, pairs};
 use crate::x86::fast::JUMP_ENTRIES;
+use crate::x86::tlb::View;
 
 /// What translated code calls: the vCPU, then a site's number. The answer is the address to go on at,
 /// or 0 to leave translated code.
@@ -43,8 +44,8 @@ pub struct Stubs {
     pub miss: u64,
     /// `push site; jmp`: runs an instruction's handler.
     pub run: u64,
-    /// `jmp`: goes on at the linear address in [`A`].
-    pub indirect: u64,
+    /// `jmp`: goes on at the linear address in [`A`], by view. Remembers it as one of the latest jumps.
+    pub indirect: [u64; 3],
     /// The same, from a jump whose site is in [`Frame::far_site`](super::frame::Frame::far_site).
     pub far: u64,
     /// `call`: brings the guest's vector registers into the host's.
@@ -164,8 +165,8 @@ fn helper(asm: &mut Asm, target: Helper, simd_save: u64, simd_load: u64) {
 }
 
 /// Jump to the linear address in A: flags are in their slot. What is not in the jump cache goes to `go`
-/// as `site`.
-fn indirect(asm: &mut Asm, site: u64, go: u64) {
+/// as `site`. What is becomes one of the latest jumps of `view`.
+fn indirect(asm: &mut Asm, site: u64, go: u64, view: Option<View>) {
     asm.mov(B, A);
     asm.shr(B, 12);
     asm.alu(Alu::Xor, B, A);
@@ -173,14 +174,14 @@ fn indirect(asm: &mut Asm, site: u64, go: u64) {
     asm.shl32(B, 5);
     asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
     let other = asm.jcc_forward(cc::NZ);
-    let elsewhere = hit(asm);
+    let elsewhere = hit(asm, view);
     asm.bind(elsewhere);
     asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
     asm.bind(other);
     asm.alu_imm(false, Alu::Xor, B, 32); // the second way
     asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
     let none = asm.jcc_forward(cc::NZ);
-    let nowhere = hit(asm);
+    let nowhere = hit(asm, view);
     asm.bind(nowhere);
     asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
     asm.bind(none);
@@ -189,14 +190,29 @@ fn indirect(asm: &mut Asm, site: u64, go: u64) {
 }
 
 /// The entry at B has the right address: goes there if the context is right, too.
-fn hit(asm: &mut Asm) -> Fixup {
+fn hit(asm: &mut Asm, view: Option<View>) -> Fixup {
     asm.load(A, rsp(at::CONTEXT));
     asm.alu_mem(Alu::Cmp, A, Mem::indexed(host::RSP, B, 0, at::JUMP_CONTEXT));
     let elsewhere = asm.jcc_forward(cc::NZ);
     asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_PAGE));
     asm.store(rsp(at::PAGE), A);
-    asm.jmp_mem(Mem::indexed(host::RSP, B, 0, at::JUMP_CODE));
+    match view {
+        None => asm.jmp_mem(Mem::indexed(host::RSP, B, 0, at::JUMP_CODE)),
+        Some(view) => remember(asm, view),
+    }
     elsewhere
+}
+
+/// Goes to the code of the entry at B, and keeps it as one of the latest jumps.
+fn remember(asm: &mut Asm, view: View) {
+    asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_CODE));
+    asm.store(rsp(at::TARGET), A);
+    asm.load(A, Mem::indexed(host::RSP, B, 0, at::JUMP_LINEAR));
+    asm.movzx_byte(B, A);
+    asm.store(Mem::indexed(host::RSP, B, 3, at::latest_linear(view)), A);
+    asm.load(A, rsp(at::TARGET));
+    asm.store(Mem::indexed(host::RSP, B, 3, at::latest_code(view)), A);
+    asm.jmp_reg(A);
 }
 
 impl Stubs {
@@ -220,10 +236,12 @@ impl Stubs {
             *place = asm.here();
             helper(&mut asm, target, simd_save_at, stubs.simd_load);
         }
-        stubs.indirect = asm.here();
-        indirect(&mut asm, SITE_INDIRECT, stubs.go);
+        for view in [View::User, View::Kernel, View::KernelUser] {
+            stubs.indirect[view as usize] = asm.here();
+            indirect(&mut asm, SITE_INDIRECT, stubs.go, Some(view));
+        }
         stubs.far = asm.here();
-        indirect(&mut asm, SITE_FAR, stubs.go);
+        indirect(&mut asm, SITE_FAR, stubs.go, None);
         let full = || Error::Unsupported { engine: "soft", what: "a code cache this small".into() };
         cache.append(asm.bytes()).ok_or_else(full)?;
         cache.fix();

@@ -288,6 +288,7 @@ impl Translator {
                 // No links and no jumps through the cache: one unit at a time.
                 cpu.frame.context = NO_CONTEXT - 1;
                 cpu.tlb.jumps.link_id = 0;
+                cpu.tlb.jumps.forget_latest();
                 cpu.leave_block = false;
                 // SAFETY: the caller's promise.
                 let found = unsafe { self.enter(cpu, unit.indirect) };
@@ -380,6 +381,7 @@ impl Translator {
         if trusted && mode & PLAIN == 0 {
             cpu.tlb.jumps.fill(rip, context, unit.indirect, private);
         }
+        cpu.tlb.jumps.enter(context);
         cpu.frame.context = context;
         cpu.frame.page = rip & !OFFSET;
         cpu.frame.set_flags(cpu.rflags);
