@@ -127,29 +127,33 @@ def record(**what):
 
 
 class Customer(threading.Thread):
-    """Asks a service again and again; `phase` says what for."""
+    """Asks services in turn, one request at a time; `phase` says what for."""
 
-    def __init__(self, name):
+    def __init__(self, *services):
         super().__init__(daemon=True)
-        self.service, self.over, self.phase = name, False, ("warm", "up")
+        self.services, self.over, self.phase = services, False, "warm-up"
         self.times, self.lost = {}, []
         self.start()
 
     def run(self):
         while not self.over:
-            phase, begun, why = self.phase, time.monotonic(), None
-            try:
-                SERVICES[self.service].ask()
-            except Exception as error:  # whatever it is, the request is lost
-                why = repr(error)
-            took = time.monotonic() - begun
-            # One that began in another phase counts for none, but may not be lost either.
-            if phase == self.phase and why is None:
-                self.times.setdefault(phase, []).append(took)
-            if why:
-                self.lost.append(f"{self.service} during {'/'.join(phase)}: {why}")
-            record(service=self.service, phase="/".join(phase), ms=round(took * 1000, 1), lost=why)
-            time.sleep(GAP)
+            for service in self.services:
+                self.ask(service)
+                time.sleep(GAP)
+
+    def ask(self, service):
+        phase, begun, why = self.phase, time.monotonic(), None
+        try:
+            SERVICES[service].ask()
+        except Exception as error:  # whatever it is, the request is lost
+            why = repr(error)
+        took = time.monotonic() - begun
+        # What ended in another phase than it began in counts for the first: else the slow ones would be missed.
+        if why is None:
+            self.times.setdefault((service, phase), []).append(took)
+        else:
+            self.lost.append(f"{service}, {phase}: {why}")
+        record(service=service, phase=phase, ms=round(took * 1000, 1), lost=why)
 
     def stop(self):
         self.over = True
@@ -253,18 +257,18 @@ def back(vm, seconds):
 
 def trial(what, vm, times):
     """One harm in one VM, in turns; adds to `times`, and returns what is wrong."""
-    wrong, others = [], [Customer(name) for name in SERVICES if name != vm]
+    wrong, others = [], Customer(*(name for name in SERVICES if name != vm))
     victims = Customer(vm)
     time.sleep(3)
     for turn in range(TURNS):
-        phase(others, what, "without")
+        others.phase = "without"
         time.sleep(WINDOW)
-        phase(others, what, "with")
+        others.phase = "with"
         record(harm=what, vm=vm, turn=turn, load=os.getloadavg()[0])
         until = time.monotonic() + WINDOW
         begin(what, vm)
         time.sleep(max(0, until - time.monotonic()))
-        phase(others, what, "after")
+        others.phase = "after"
         victims.stop()  # what it lost meanwhile is its own; what it acknowledged is not
         try:
             print(f"    {vm} {recovered(what, vm)}", flush=True)
@@ -272,17 +276,10 @@ def trial(what, vm, times):
             wrong.append(f"{vm}, after {what}: {error!r}")
         victims = Customer(vm)
     victims.stop()
-    for customer in others:
-        customer.stop()
-        wrong += [f"lost: {lost}" for lost in customer.lost]
-        for (_, when), taken in customer.times.items():
-            times.setdefault((customer.service, when), []).extend(taken)
-    return wrong
-
-
-def phase(customers, what, when):
-    for customer in customers:
-        customer.phase = (what, when)
+    others.stop()
+    for (service, phase), taken in others.times.items():
+        times.setdefault((service, phase), []).extend(taken)
+    return wrong + [f"lost: {lost}" for lost in others.lost]
 
 
 def recovered(what, vm):

@@ -10,7 +10,7 @@
 # The images are kept in .cache/office between runs; the VMs are made anew.
 . "$(dirname "$0")/lib.sh"
 cd "$tools/.."
-need curl curl python3 python3
+need curl curl python3 python3 mmdebstrap mmdebstrap mke2fs e2fsprogs
 
 [ -n "${OSPITE:-}" ] || { say "Building ospite"; cargo build --quiet --release --locked; }
 ospite=${OSPITE:-$PWD/target/release/ospite}
