@@ -5,6 +5,7 @@
 //! knows ASIDs, refills it.
 
 use super::tlb::View;
+use super::translate::mode::{ModeBits, mode_of};
 
 /// Entries of each view; a power of two.
 pub const FAST_ENTRIES: usize = 1024;
@@ -205,8 +206,8 @@ impl Default for LatestJumps {
 pub struct JumpCache {
     /// By view.
     pub latest: [LatestJumps; VIEWS],
-    /// The mode, but for the view, that the latest jumps are of.
-    mode: u8,
+    /// The mode, but for the view, that the latest jumps are of: of a user's, and of a supervisor's.
+    modes: [ModeBits; 2],
     /// By [`jump_slot`].
     pub entries: [JumpEntry; JUMP_ENTRIES],
     /// What jumps across pages compare with the value that they were linked at. Identifies the current
@@ -238,7 +239,7 @@ impl Default for JumpCache {
         let none = JumpEntry { linear: 0, context: NO_CONTEXT, page: 0, code: 0 };
         JumpCache {
             latest: [LatestJumps::default(); VIEWS],
-            mode: 0,
+            modes: [0; 2],
             entries: [none; JUMP_ENTRIES],
             link_id: 0,
             epoch: 0,
@@ -303,10 +304,13 @@ impl JumpCache {
 
     /// Code of a context is about to run: what is known of the latest jumps of another mode is void.
     pub fn enter(&mut self, context: u64) {
-        let mode = context as u8 & !3;
-        if mode != self.mode {
-            self.mode = mode;
-            self.forget_latest();
+        let mode = mode_of(context);
+        let supervisor = usize::from(mode & 3 != View::User as ModeBits);
+        if mode & !3 != self.modes[supervisor] {
+            self.modes[supervisor] = mode & !3;
+            let (user, others) = self.latest.split_at_mut(1);
+            let views = if supervisor == 0 { user } else { others };
+            views.iter_mut().for_each(LatestJumps::clear);
         }
     }
 
@@ -393,9 +397,13 @@ mod tests {
         let known = |jumps: &JumpCache| jumps.latest.map(|latest| latest.linear[0x34] == 0x40_1234);
         note(&mut jumps);
         jumps.enter(4 | View::KernelUser as u64);
-        assert_eq!(known(&jumps), [false; 3], "it began in another mode");
+        assert_eq!(known(&jumps), [true, false, false], "it began in another mode");
         note(&mut jumps);
-        jumps.enter(4 | View::User as u64);
+        jumps.enter(0x104 | View::User as u64);
+        assert_eq!(known(&jumps), [false, true, true], "users' mode is not that of the supervisor");
+        note(&mut jumps);
+        jumps.enter(0x104 | View::User as u64);
+        jumps.enter(4 | View::Kernel as u64);
         assert_eq!(known(&jumps), [true; 3], "views have their own");
         jumps.switch();
         assert_eq!(known(&jumps), [false, true, true]);

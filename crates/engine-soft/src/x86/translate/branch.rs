@@ -6,7 +6,7 @@ use super::build::{Builder, Cold, in_page, link_entry, slot};
 use super::frame::at;
 use super::insn::{ARITHMETIC, Insn, gpr};
 use super::memory::Location;
-use super::regs::{A, B, SP};
+use super::regs::{A, B};
 use super::site::Entry;
 
 impl Builder<'_> {
@@ -42,19 +42,19 @@ impl Builder<'_> {
     /// Pushes the address behind a call.
     fn push_return(&mut self, insn: &Insn) {
         self.disturb(insn.live_after);
-        let operand = self.stack(insn, Location::at(reg::RSP, -8), true, true);
+        let word = insn.word() as i32;
+        let operand = self.stack(insn, Location::at(reg::RSP, -word), true, true);
         self.page_relative(B, insn.end().into());
-        self.asm.store(operand.mem, B);
-        self.asm.lea(true, SP, &Mem::at(SP, -8));
+        self.store_word(operand.mem, B);
+        self.move_stack(-word);
         self.complete(insn, operand);
     }
 
     pub(super) fn ret(&mut self, insn: &Insn) {
         self.disturb(ARITHMETIC);
         let operand = self.stack(insn, Location::at(reg::RSP, 0), false, false);
-        self.asm.load(A, operand.mem);
-        let release = insn.ins.stack_pointer_increment();
-        self.asm.lea(true, SP, &Mem::at(SP, release));
+        self.load_word(A, operand.mem);
+        self.move_stack(insn.ins.stack_pointer_increment());
         self.indirect();
         self.complete(insn, operand);
     }
@@ -90,10 +90,13 @@ impl Builder<'_> {
         let Some(access) = insn.memory else {
             let number = gpr(insn.ins.op0_register()).unwrap_or(0);
             let register = self.in_register(number, A);
+            if self.narrow {
+                return self.asm.mov32(A, register);
+            }
             return self.asm.mov(A, register);
         };
         let operand = self.memory(insn, access, false);
-        self.asm.load(A, operand.mem);
+        self.load_word(A, operand.mem);
         self.complete(insn, operand);
     }
 }

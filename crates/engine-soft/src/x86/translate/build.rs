@@ -15,7 +15,8 @@ use super::asm::{Alu, Asm, Fixup, Mem, cc, host};
 use super::frame::at;
 use super::groups::Uses;
 use super::insn::{ARITHMETIC, Class, Insn};
-use super::regs::{A, host_of};
+use super::mode::{ModeBits, NARROW};
+use super::regs::{A, SP, host_of};
 use super::site::{Entry as LinkEntry, FarSite, OpSite, Site};
 use super::stubs::Stubs;
 
@@ -51,7 +52,7 @@ pub struct Place<'a> {
     /// How memory is seen at the start.
     pub view: View,
     /// The mode that the unit is keyed by.
-    pub mode: u8,
+    pub mode: ModeBits,
 }
 
 /// Where live flags are when the body of a unit starts.
@@ -99,6 +100,8 @@ pub(super) struct Builder<'a> {
     pub holds: Option<u8>,
     /// The host has BMI2.
     pub bmi2: bool,
+    /// The guest's code is 32-bit code.
+    pub narrow: bool,
 }
 
 /// How a unit ends behind its last instruction, if that is not a jump.
@@ -232,6 +235,7 @@ impl<'a> Builder<'a> {
             held: None,
             holds: None,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            narrow: place.mode & NARROW != 0,
         }
     }
 }
@@ -458,7 +462,11 @@ impl Builder<'_> {
             return self.indirect();
         };
         let (guard, other) = self.link_guard();
-        self.asm.add_mem_imm(slot(at::PAGE), delta);
+        if self.narrow {
+            self.asm.alu_mem32_imm(Alu::Add, slot(at::PAGE), delta as u32);
+        } else {
+            self.asm.add_mem_imm(slot(at::PAGE), delta);
+        }
         let jump = self.asm.jmp_forward();
         // Not linked yet: to Rust. Once it is, those who find it linked for others use the jump cache.
         self.asm.bind(other);
@@ -488,12 +496,13 @@ impl Builder<'_> {
     /// `reg` = page + offset, without touching flags.
     pub fn page_relative(&mut self, reg: u8, offset: i64) {
         self.asm.load(reg, slot(at::PAGE));
+        let wide = !self.narrow;
         match i32::try_from(offset) {
-            Ok(disp) => self.asm.lea(true, reg, &Mem::at(reg, disp)),
+            Ok(disp) => self.asm.lea(wide, reg, &Mem::at(reg, disp)),
             Err(_) => {
                 // Two steps: a displacement has 31 bits and a sign.
-                self.asm.lea(true, reg, &Mem::at(reg, (offset / 2) as i32));
-                self.asm.lea(true, reg, &Mem::at(reg, (offset - offset / 2) as i32));
+                self.asm.lea(wide, reg, &Mem::at(reg, (offset / 2) as i32));
+                self.asm.lea(wide, reg, &Mem::at(reg, (offset - offset / 2) as i32));
             }
         }
     }
@@ -571,11 +580,11 @@ fn entry_of(insns: &[Insn]) -> Entry {
     }
     for insn in insns {
         match insn.class {
-            Class::Nothing | Class::Lea | Class::OpcodeReg | Class::Swapgs => {}
+            Class::Nothing | Class::Lea | Class::Swapgs => {}
             _ if insn.vector => return Entry::Slot,
             Class::Copy | Class::Branch => return Entry::Host,
             Class::Jump if in_page(insn.target()).is_some() => return Entry::Host,
-            Class::Generic if insn.memory.is_none() => {
+            Class::Generic | Class::OpcodeReg if insn.memory.is_none() => {
                 if insn.needs() != 0 || insn.writes != 0 {
                     return Entry::Host;
                 }
@@ -584,6 +593,23 @@ fn entry_of(insns: &[Insn]) -> Entry {
         }
     }
     Entry::Host
+}
+
+impl Builder<'_> {
+    /// `mov` of a word of the guest's: an address or what is on its stack.
+    pub fn load_word(&mut self, reg: u8, mem: Mem) {
+        self.asm.op_mem(!self.narrow, &[0x8b], reg, &mem);
+    }
+
+    /// The same to memory.
+    pub fn store_word(&mut self, mem: Mem, reg: u8) {
+        self.asm.op_mem(!self.narrow, &[0x89], reg, &mem);
+    }
+
+    /// The stack pointer moves.
+    pub fn move_stack(&mut self, by: i32) {
+        self.asm.lea(!self.narrow, SP, &Mem::at(SP, by));
+    }
 }
 
 /// A slot of the frame.

@@ -4,7 +4,7 @@
 //! addresses differ by constants are a group. The first one checks that all of the group is in one page,
 //! and keeps what is to be added to the guest's addresses to get the host's; the others only add it, and
 //! leave flags alone. A group that turns out to lie across two pages, or in a page that is not in the
-//! TLB, is left to the unit's plain variant, which checks every access ([`PLAIN`]).
+//! TLB, is left to the unit's plain variant, which checks every access ([`PLAIN`](super::mode::PLAIN)).
 //!
 //! A group is checked for writing even if its writes are behind a branch that is seldom taken. Where that
 //! goes wrong too often, because the page may be read only, the check gives way to the plain variant for
@@ -19,8 +19,6 @@ use super::super::op::reg;
 use super::insn::{Class, Insn, gpr};
 use super::regs::host_of;
 
-/// Bit of a unit's mode: without groups.
-pub const PLAIN: u8 = 0x80;
 /// Groups of a unit.
 pub const MAX_GROUPS: usize = 16;
 /// How often a page may be readable but not writable where a group is checked.
@@ -142,9 +140,9 @@ impl Planner {
         match insn.class {
             // Where the operand misses, the handler does the stack's access as well, and no check is made.
             Class::Push | Class::Pop if insn.memory.is_some() => {}
-            Class::Push | Class::Call | Class::CallIndirect => self.stack(n, sp, -8, true),
-            Class::Pop | Class::Return => self.stack(n, sp, 0, false),
-            Class::Leave => self.stack(n, bp, 0, false),
+            Class::Push | Class::Call | Class::CallIndirect => self.stack(n, insn, sp, true),
+            Class::Pop | Class::Return => self.stack(n, insn, sp, false),
+            Class::Leave => self.stack(n, insn, bp, false),
             _ => {}
         }
         self.written(insn);
@@ -155,20 +153,22 @@ impl Planner {
         (Value { register, version: self.versions[n] }, self.offsets[n])
     }
 
-    fn stack(&mut self, n: usize, register: u8, disp: i64, write: bool) {
+    fn stack(&mut self, n: usize, insn: &Insn, register: u8, write: bool) {
         let (value, offset) = self.value(register);
         let key = Key { segment: 0, base: Base::Register(value), index: None };
-        self.access(n, true, key, disp + offset, 8, write);
+        let disp = if write { -i64::from(insn.word()) } else { 0 };
+        self.access(n, true, key, disp + offset, insn.word(), write);
     }
 
     /// What the memory operand's address is made of; `None` if it is not to be in a group.
     fn operand(&self, insn: &Insn) -> Option<(Key, i64)> {
         let ins = &insn.ins;
-        let wide = insn.op.mem.mask == u64::MAX && insn.class != Class::String;
-        let disp = ins.memory_displacement64() as i64;
+        let whole = insn.op.mem.mask == u64::MAX || insn.narrow();
+        let disp = insn.displacement();
         let segment = if insn.op.mem.seg >= 4 { insn.op.mem.seg } else { 0 };
         let (base, index) = (ins.memory_base(), ins.memory_index());
-        if !wide {
+        // In 32-bit code, the sum of offset and base wraps.
+        if !whole || insn.class == Class::String || insn.narrow() && segment != 0 {
             return None;
         }
         if base == Register::RIP {
@@ -244,15 +244,18 @@ fn near(disp: i64) -> Option<()> {
 /// The register to which the instruction adds a constant, and which.
 fn moved(insn: &Insn) -> Option<(u8, i64)> {
     let ins = &insn.ins;
+    let word = insn.word();
+    let whole = |register: Register| register.is_gpr() && register.size() == word as usize;
     let first =
-        || (ins.op0_kind() == OpKind::Register && ins.op0_register().is_gpr64()).then(|| ins.op0_register());
+        || (ins.op0_kind() == OpKind::Register && whole(ins.op0_register())).then(|| ins.op0_register());
     let immediate = || match ins.op1_kind() {
         OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(ins.immediate(1) as i64),
+        OpKind::Immediate8to32 | OpKind::Immediate32 => Some((ins.immediate(1) as i32).into()),
         _ => None,
     };
     match (insn.class, ins.mnemonic()) {
-        (Class::Push, _) => Some((reg::RSP, -8)),
-        (Class::Pop, _) if ins.op0_register() != Register::RSP => Some((reg::RSP, 8)),
+        (Class::Push, _) => Some((reg::RSP, -i64::from(word))),
+        (Class::Pop, _) if gpr(ins.op0_register()) != Some(reg::RSP) => Some((reg::RSP, word.into())),
         (_, Mnemonic::Add) => Some((gpr(first()?)?, immediate()?)),
         (_, Mnemonic::Sub) => Some((gpr(first()?)?, immediate()?.wrapping_neg())),
         (_, Mnemonic::Inc) => Some((gpr(first()?)?, 1)),
@@ -260,9 +263,9 @@ fn moved(insn: &Insn) -> Option<(u8, i64)> {
         (Class::Lea, _)
             if ins.memory_base() == ins.op0_register()
                 && ins.memory_index() == Register::None
-                && insn.op.mem.mask == u64::MAX =>
+                && (insn.op.mem.mask == u64::MAX || insn.narrow()) =>
         {
-            Some((gpr(first()?)?, ins.memory_displacement64() as i64))
+            Some((gpr(first()?)?, insn.displacement()))
         }
         _ => None,
     }

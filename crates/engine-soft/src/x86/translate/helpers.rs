@@ -7,9 +7,10 @@ use mem::PAGE_SIZE;
 use super::super::cpu::Cpu;
 use super::super::op::{RIP, flag};
 use super::frame::Frame;
+use super::mode::mode_bits;
 use super::site::{OpSite, Site};
 use super::stubs::Helpers;
-use super::translator::{Translator, missed_address, mode_bits};
+use super::translator::{Translator, missed_address};
 use engine::x86::bits::rflags;
 
 /// All of them.
@@ -180,6 +181,7 @@ fn run_op(cpu: &mut Cpu, translator: &mut Translator, site: &OpSite) -> u64 {
         }
         Ok(()) => {
             cpu.regs[RIP as usize] = cpu.next_rip;
+            cpu.wrap_rip();
             if cpu.leave_block || site.op.has(flag::ENDS_BLOCK) { LEAVE } else { site.resume }
         }
     }

@@ -1,14 +1,14 @@
 //! What kind of translation each guest instruction gets.
 
 use iced_x86::{
-    CodeSize, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
-    OpCodeOperandKind, OpKind, Register,
+    Code, CodeSize, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
+    OpAccess, OpCodeOperandKind, OpKind, Register,
 };
 
 use super::super::cpu::Mode;
 use super::super::decode::{decode_full, is_cmov, is_setcc};
 use super::super::exception::Exec;
-use super::super::op::{Op, flag};
+use super::super::op::{Op, flag, seg};
 use super::raw::Raw;
 use super::regs::{SP, host_of};
 
@@ -42,7 +42,7 @@ pub enum Class {
     Lea,
     /// `stos` and `movs`
     String,
-    /// `mov reg, imm` and `bswap`, `xchg rax, reg`: the register is in the opcode.
+    /// `mov reg, imm` and `bswap`, `xchg rax, reg`, `inc` and `dec`: the register is in the opcode.
     OpcodeReg,
     /// Stack.
     Push,
@@ -137,11 +137,26 @@ impl Insn {
         self.at + self.length()
     }
 
+    /// 32-bit code: addresses, and what is pushed and popped, have 32 bits.
+    pub fn narrow(&self) -> bool {
+        self.ins.code_size() != CodeSize::Code64
+    }
+
+    /// Bytes that a push, a pop, a call or a return moves.
+    pub fn word(&self) -> u32 {
+        if self.narrow() { 4 } else { 8 }
+    }
+
+    /// Displacement of its memory operand.
+    pub fn displacement(&self) -> i64 {
+        let disp = self.ins.memory_displacement64();
+        if self.narrow() { disp as i32 as i64 } else { disp as i64 }
+    }
+
     /// Target of a direct branch, relative to the start of its page.
     pub fn target(&self) -> i64 {
         let offset = self.ins.near_branch_target();
-        let offset =
-            if self.ins.code_size() == CodeSize::Code64 { offset as i64 } else { offset as i32 as i64 };
+        let offset = if self.narrow() { offset as i32 as i64 } else { offset as i64 };
         offset + i64::from(self.at)
     }
 }
@@ -157,6 +172,10 @@ pub struct Features {
     pub smap: bool,
     /// CPL 3 (else CPL 0).
     pub user: bool,
+    /// 32-bit code: which of FS and GS can be accessed at all offsets.
+    pub fs: bool,
+    /// See [`Features::fs`].
+    pub gs: bool,
 }
 
 /// Decodes and classifies the instruction at `bytes`, which is at offset `at` of its page. `None` if it
@@ -316,19 +335,16 @@ fn nothing(mnemonic: Mnemonic) -> bool {
 
 fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut InstructionInfoFactory) -> Class {
     let ins = &insn.ins;
-    if !mode.long64 {
-        return Class::Handler;
-    }
     let mnemonic = ins.mnemonic();
     if nothing(mnemonic) {
         return Class::Nothing;
     }
-    if !plain_address(ins) {
+    if !plain_address(ins) || insn.narrow() && !narrow_address(insn, features) {
         return Class::Handler;
     }
-    if let Some(class) = control_flow(ins) {
+    if let Some(class) = control_flow(insn) {
         if ins.op0_kind() == OpKind::Memory {
-            insn.memory = Some(Access { size: 8, write: false });
+            insn.memory = Some(Access { size: insn.word(), write: false });
         }
         return class;
     }
@@ -340,7 +356,7 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
     if insn.op.has(flag::ENDS_BLOCK) {
         return Class::Handler;
     }
-    if let Some(class) = super::strings::classify(insn) {
+    if let Some(class) = super::strings::classify(insn, features) {
         return class;
     }
     use Mnemonic::*;
@@ -348,11 +364,12 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
         Lea => return with_raw(insn, mode, Class::Lea),
         Push | Pop => return stack(insn),
         Leave if !ins_has_prefix(insn) => {
-            insn.memory = Some(Access { size: 8, write: false });
+            insn.memory = Some(Access { size: insn.word(), write: false });
             return Class::Leave;
         }
         Div | Idiv => return divide(insn),
-        Bswap | Mov | Xchg if opcode_register(ins).is_some() => return in_opcode(ins),
+        Bswap | Mov | Xchg | Inc | Dec if opcode_register(ins).is_some() => return in_opcode(ins),
+        Mov if absolute(ins) => return move_absolute(insn),
         Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Stc | Clc | Cmc | Lahf | Sahf | Lfence | Mfence | Sfence
         | Pause => return Class::Copy,
         _ => {}
@@ -372,6 +389,25 @@ fn plain_address(ins: &Instruction) -> bool {
     base != Register::EIP && !base.is_gpr16() && !index.is_gpr16() && !index.is_vector_register()
 }
 
+/// The same for 32-bit code, where segments count: those that the mode says are flat do, and CS, which is
+/// not written through, does not.
+fn narrow_address(insn: &Insn, features: Features) -> bool {
+    if (0..insn.ins.op_count()).all(|n| insn.ins.op_kind(n) != OpKind::Memory) {
+        return true;
+    }
+    insn.op.mem.mask == u64::from(u32::MAX) && narrow_segment(insn.op.mem.seg, features)
+}
+
+/// Whether 32-bit code may be translated that accesses a segment.
+pub(super) fn narrow_segment(segment: u8, features: Features) -> bool {
+    match segment {
+        seg::CS => false,
+        seg::FS => features.fs,
+        seg::GS => features.gs,
+        _ => true,
+    }
+}
+
 fn ins_has_prefix(insn: &Insn) -> bool {
     insn.length() != 1
 }
@@ -381,6 +417,24 @@ fn opcode_register(ins: &Instruction) -> Option<u32> {
     use OpCodeOperandKind::*;
     (0..ins.op_count())
         .find(|&n| matches!(ins.op_code().op_kind(n), r8_opcode | r16_opcode | r32_opcode | r64_opcode))
+}
+
+/// `mov` between rAX and an absolute address.
+fn absolute(ins: &Instruction) -> bool {
+    use OpCodeOperandKind::*;
+    (0..ins.op_count()).any(|n| ins.op_code().op_kind(n) == mem_offs)
+}
+
+/// That, in 32-bit code, as the instruction with a ModRM byte that does the same.
+fn move_absolute(insn: &mut Insn) -> Class {
+    if !insn.narrow() {
+        return Class::Handler;
+    }
+    let store = insn.ins.op0_kind() == OpKind::Memory;
+    let size = insn.ins.memory_size().size() as u32;
+    insn.memory = Some(Access { size, write: store });
+    insn.raw = Some(Raw::move_a(size, store));
+    Class::Generic
 }
 
 /// System instructions that are translated at CPL 0.
@@ -405,25 +459,32 @@ fn in_opcode(ins: &Instruction) -> Class {
     }
 }
 
-fn control_flow(ins: &Instruction) -> Option<Class> {
-    let near = |kind| kind == OpKind::NearBranch64;
+fn control_flow(insn: &Insn) -> Option<Class> {
+    let ins = &insn.ins;
+    let narrow = insn.narrow();
+    let near = |kind| kind == if narrow { OpKind::NearBranch32 } else { OpKind::NearBranch64 };
     match ins.flow_control() {
         FlowControl::UnconditionalBranch if near(ins.op0_kind()) => Some(Class::Jump),
         FlowControl::ConditionalBranch if near(ins.op0_kind()) && ins.is_jcc_short_or_near() => {
             Some(Class::Branch)
         }
         FlowControl::Call if near(ins.op0_kind()) && ins.mnemonic() == Mnemonic::Call => Some(Class::Call),
-        FlowControl::Return if ins.mnemonic() == Mnemonic::Ret && ins.stack_pointer_increment() >= 8 => {
-            Some(Class::Return)
+        FlowControl::Return => {
+            let whole = match ins.code() {
+                Code::Retnq | Code::Retnq_imm16 => !narrow,
+                Code::Retnd | Code::Retnd_imm16 => narrow,
+                _ => false,
+            };
+            whole.then_some(Class::Return)
         }
         FlowControl::IndirectBranch | FlowControl::IndirectCall => {
-            let wide = match ins.op0_kind() {
-                OpKind::Register => ins.op0_register().is_gpr64(),
-                OpKind::Memory => ins.memory_size() == iced_x86::MemorySize::QwordOffset,
+            let whole = match ins.code() {
+                Code::Jmp_rm64 | Code::Call_rm64 => !narrow,
+                Code::Jmp_rm32 | Code::Call_rm32 => narrow,
                 _ => false,
             };
             let call = ins.flow_control() == FlowControl::IndirectCall;
-            wide.then_some(if call { Class::CallIndirect } else { Class::JumpIndirect })
+            whole.then_some(if call { Class::CallIndirect } else { Class::JumpIndirect })
         }
         _ => None,
     }
@@ -446,15 +507,16 @@ fn divide(insn: &mut Insn) -> Class {
     Class::Divide
 }
 
-/// `push` and `pop` of a 64-bit register, immediate or memory operand.
+/// `push` and `pop` of a whole register, immediate or memory operand.
 fn stack(insn: &mut Insn) -> Class {
     let ins = &insn.ins;
-    let push = ins.mnemonic() == Mnemonic::Push;
+    let (push, word) = (ins.mnemonic() == Mnemonic::Push, insn.word());
     match ins.op0_kind() {
-        OpKind::Register if ins.op0_register().is_gpr64() => {}
+        OpKind::Register if ins.op0_register().is_gpr() && ins.op0_register().size() == word as usize => {}
         OpKind::Immediate8to64 | OpKind::Immediate32to64 if push => {}
-        OpKind::Memory if push && ins.memory_size().size() == 8 => {
-            insn.memory = Some(Access { size: 8, write: false });
+        OpKind::Immediate8to32 | OpKind::Immediate32 if push && insn.narrow() => {}
+        OpKind::Memory if push && ins.memory_size().size() == word as usize => {
+            insn.memory = Some(Access { size: word, write: false });
         }
         _ => return Class::Handler,
     }
@@ -502,7 +564,8 @@ fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -
     if insn.ins.mnemonic() == Mnemonic::Cmpxchg16b {
         insn.alignment = 16;
     }
-    with_raw(insn, mode, Class::Generic)
+    let class = with_raw(insn, mode, Class::Generic);
+    if insn.narrow() && super::vector::wide_only(insn) { Class::Handler } else { class }
 }
 
 /// How many registers need scratch registers; `None` if there are not enough, or if AH to BH would have

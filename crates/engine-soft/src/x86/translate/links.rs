@@ -9,9 +9,9 @@ use mem::PAGE_SIZE;
 use super::super::cpu::Cpu;
 use super::super::op::RIP;
 use super::build::Unit;
-use super::groups::PLAIN;
+use super::mode::{ModeBits, PLAIN, context_of, mode_bits, mode_of, translatable};
 use super::site::{Entry, FarSite, Site};
-use super::translator::{Key, OFFSET, Translator, context_of, mode_bits, translatable};
+use super::translator::{Key, OFFSET, Translator};
 
 /// Page and context pairs remembered.
 pub(super) const MAX_ALIASES: usize = 1 << 19;
@@ -22,7 +22,7 @@ pub(super) struct Link {
     /// Linear and guest-physical address and mode of the target.
     target: u64,
     gpa: u64,
-    mode: u8,
+    mode: ModeBits,
     /// The number of links where the jump was left: the page it is in is known by that.
     id: u64,
 }
@@ -53,7 +53,7 @@ impl Translator {
         cpu: &Cpu,
         rip: u64,
         gpa: u64,
-        mode: u8,
+        mode: ModeBits,
         unit: Unit,
         linkable: bool,
     ) {
@@ -71,7 +71,8 @@ impl Translator {
                 self.cache.patch_jump(site.other, site.lookup);
                 if linkable {
                     self.cache.patch(site.guard, cpu.tlb.jumps.link_id as u32);
-                    let forward = site.offset >= PAGE_SIZE as i64;
+                    // 32-bit code comes by again forwards, too.
+                    let forward = cpu.mode.long64 && site.offset >= PAGE_SIZE as i64;
                     self.cache.patch_jump(site.jump, if forward { unit.forward } else { unit.indirect });
                 }
             }
@@ -127,9 +128,9 @@ impl Translator {
                 Site::Far(far) => (cpu.frame.scratch[0], Some(far)),
                 _ => return None,
             },
-            Site::Far(far) => (here.wrapping_add(far.offset as u64), Some(far)),
+            Site::Far(far) => (cpu.cut(here.wrapping_add(far.offset as u64)), Some(far)),
             Site::Link { patch, target, entry, plain } => {
-                let mode = context as u8 | if plain { PLAIN } else { 0 };
+                let mode = mode_of(context) | if plain { PLAIN } else { 0 };
                 let page = cpu.tlb.code(cpu.cpl == 3, here)?;
                 let unit = *self.units.get(&Key::new(page | u64::from(target), mode))?;
                 self.connect(cpu, Joint::Near(patch, entry), unit, true);
@@ -157,7 +158,7 @@ impl Translator {
     /// into the jump cache.
     fn lookup(&mut self, cpu: &mut Cpu, rip: u64, context: u64) -> Option<(Unit, bool)> {
         let gpa = cpu.tlb.code(cpu.cpl == 3, rip)? | rip & OFFSET;
-        let unit = *self.units.get(&Key::new(gpa, context as u8))?;
+        let unit = *self.units.get(&Key::new(gpa, mode_of(context)))?;
         let linkable = self.number_links(cpu, rip, gpa, context);
         let private = cpu.cpl != 3 && !cpu.tlb.code_is_global(false, rip);
         cpu.tlb.jumps.fill(rip, context, unit.indirect, private);

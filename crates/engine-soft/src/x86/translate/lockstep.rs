@@ -142,6 +142,7 @@ pub fn interpret(cpu: &mut Cpu, steps: &[Step]) -> Result<Expected, Exec> {
             break;
         }
         cpu.regs[RIP as usize] = cpu.next_rip;
+        cpu.wrap_rip();
         undefined = undefined & !step.defined | step.undefined;
         let expected = steps.get(n + 1).map(|next| page | u64::from(next.at));
         if cpu.leave_block || Some(cpu.next_rip) != expected {

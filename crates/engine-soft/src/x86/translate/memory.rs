@@ -52,7 +52,7 @@ impl Location {
     fn of(insn: &Insn) -> Location {
         let ins = &insn.ins;
         let relative = ins.memory_base() == Register::RIP;
-        let disp = ins.memory_displacement64() as i64 + if relative { i64::from(insn.at) } else { 0 };
+        let disp = insn.displacement() + if relative { i64::from(insn.at) } else { 0 };
         let segment = insn.op.mem.seg;
         let scale = ins.memory_index_scale().trailing_zeros() as u8;
         Location {
@@ -71,7 +71,7 @@ impl Builder<'_> {
         let segment = insn.op.mem.seg;
         if segment >= 4 {
             self.asm.load(B, slot(at::segment_base(segment)));
-            self.asm.lea(true, A, &Mem::indexed(A, B, 0, 0));
+            self.asm.lea(!self.narrow, A, &Mem::indexed(A, B, 0, 0));
         }
     }
 
@@ -97,6 +97,7 @@ impl Builder<'_> {
         let disp = disp as i32;
         match (base, index, disp) {
             (Some(base), None, 0) if wide => self.asm.mov(dst, base),
+            (Some(base), None, 0) => self.asm.mov32(dst, base),
             (base, index, disp) => self.asm.lea(wide, dst, &Mem::parts(base, index, disp)),
         }
     }
@@ -137,7 +138,7 @@ impl Builder<'_> {
         Operand { mem, checked: Some(checked), unaligned }
     }
 
-    /// The 8 bytes that an instruction pushes or pops, checked; as [`Builder::memory`].
+    /// The word that an instruction pushes or pops, checked; as [`Builder::memory`].
     pub fn stack(&mut self, insn: &Insn, place: Location, write: bool, b_wanted: bool) -> Operand {
         if let Some(part) = self.uses.stack {
             let mut mem = self.grouped(insn, place, part);
@@ -151,7 +152,7 @@ impl Builder<'_> {
         self.disturb(insn.live_before());
         let retry = self.asm.here();
         self.linear(place, 0);
-        let checked = self.check(insn, retry, 8, write);
+        let checked = self.check(insn, retry, insn.word(), write);
         let mem = if b_wanted { self.operand_in_a() } else { self.operand() };
         Operand { mem, checked: Some(checked), unaligned: None }
     }
@@ -165,6 +166,11 @@ impl Builder<'_> {
         }
         self.holds = Some(part.group);
         let disp = place.disp;
+        if self.narrow && ((place.base, place.index) != (None, None) || disp < 0) {
+            // Addresses wrap at 4 GiB before anything is added to them.
+            self.linear(place, 0);
+            return Mem::indexed(A, B, 0, 0);
+        }
         match (place.base, place.index) {
             (None, None) => Mem::at(B, disp),
             (Some(base), None) => Mem::indexed(self.in_register(base, A), B, 0, disp),
@@ -210,14 +216,16 @@ impl Builder<'_> {
                     self.asm.load(A, slot(add));
                     self.asm.lea(true, A, &Mem::at(A, disp));
                 }
+                None if self.narrow => self.asm.mov_imm(A, u64::from(disp as u32)),
                 None => self.asm.mov_imm(A, disp as i64 as u64),
             },
             (base, index) => {
                 let base = base.map(|number| self.in_register(number, A));
                 let index = index.map(|(number, scale)| (self.in_register(number, B), scale));
                 match (base, index, disp) {
+                    (Some(base), None, 0) if self.narrow => self.asm.mov32(A, base),
                     (Some(base), None, 0) => self.asm.mov(A, base),
-                    _ => self.asm.lea(true, A, &Mem::parts(base, index, disp)),
+                    _ => self.asm.lea(!self.narrow, A, &Mem::parts(base, index, disp)),
                 }
             }
         }

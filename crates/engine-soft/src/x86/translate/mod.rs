@@ -1,4 +1,4 @@
-//! Tier 1: a translator from x86-64 to x86-64.
+//! Tier 1: a translator from x86 to x86-64.
 //!
 //! The way of an instruction: [`translator`] looks for the unit at RIP and has it made if there is none.
 //! [`insn`] decodes and classifies, [`build`] walks the instructions and emits host code: [`plain`],
@@ -7,6 +7,7 @@
 //! which register is where. The code goes to the [`cache`]; [`stubs`] is the code around it. What translated code cannot do
 //! itself it hands to [`helpers`] at a [`site`]: misses of the TLB, and instructions that only the
 //! interpreter knows; [`links`] says where jumps go. While it runs, the stack pointer is at the [`frame`].
+//! [`mode`] is what of the CPU's mode all of that depends on.
 //!
 //! # Design
 //!
@@ -21,6 +22,10 @@
 //!   may be stale in RFLAGS at a fault or interrupt in between. Single-stepping is interpreted and exact.
 //! - **Attention** is looked at where a loop must come by: at targets of backward jumps, and of jumps that
 //!   go through the jump cache.
+//! - **32-bit code** ([`mode::NARROW`]) with flat segments is translated, of compatibility and of protected
+//!   mode. Addresses are computed to 32 bits before anything is added to them, so what is above them in
+//!   registers never matters. What 64-bit code has no encoding for its handler executes, and 16-bit code
+//!   and segments that are not flat are the interpreter's.
 //! - **Misses run the interpreter's handler** for the whole instruction if the page is not in the
 //!   [`Tlb`](super::tlb::Tlb): faults are raised by the oracle itself, with registers and RIP as they are
 //!   in front of the instruction.
@@ -36,6 +41,7 @@ pub mod insn;
 pub mod links;
 pub mod lockstep;
 pub mod memory;
+pub mod mode;
 pub mod plain;
 pub mod raw;
 pub mod regs;

@@ -208,6 +208,7 @@ impl Builder<'_> {
         let wide = size == 8;
         match insn.ins.mnemonic() {
             Mnemonic::Mov => self.mov_imm(number, size, insn.op.imm),
+            Mnemonic::Inc | Mnemonic::Dec => self.count(insn, number, size),
             Mnemonic::Bswap => {
                 let dst = self.in_register(number, A);
                 self.asm.rex_opcode(wide, &[0x0f, 0xc8], dst);
@@ -223,6 +224,17 @@ impl Builder<'_> {
                 self.back_to_slot(number, dst);
             }
         }
+    }
+
+    /// `inc` and `dec` in the form that 64-bit code does not have. Only there are all registers the host's.
+    fn count(&mut self, insn: &Insn, number: u8, size: usize) {
+        self.want_host(insn.needs());
+        if size == 2 {
+            self.asm.raw(&[0x66]);
+        }
+        let dst = self.in_register(number, A);
+        self.asm.op_reg(false, &[0xff], u8::from(insn.ins.mnemonic() == Mnemonic::Dec), dst);
+        self.executed(insn);
     }
 
     fn back_to_slot(&mut self, number: u8, register: u8) {
@@ -253,7 +265,7 @@ impl Builder<'_> {
         let mut loaded = None;
         if let Some(access) = insn.memory {
             let operand = self.memory(insn, access, false);
-            self.asm.load(A, operand.mem);
+            self.load_word(A, operand.mem);
             self.asm.store(slot(at::TEMP), A);
             loaded = Some(operand);
         }
@@ -261,18 +273,19 @@ impl Builder<'_> {
             if insn.ins.op0_kind() == OpKind::Register { gpr(insn.ins.op0_register()) } else { None };
         let source = register.and_then(host_of);
         let copied = source.is_none() && (register.is_some() || loaded.is_some());
-        let operand = self.stack(insn, Location::at(reg::RSP, -8), true, copied);
+        let word = insn.word() as i32;
+        let operand = self.stack(insn, Location::at(reg::RSP, -word), true, copied);
         let mem = operand.mem;
         match (source, register) {
-            (Some(source), _) => self.asm.store(mem, source),
+            (Some(source), _) => self.store_word(mem, source),
             (None, Some(number)) => self.store_slot(mem, guest_slot(number)),
             (None, None) if loaded.is_some() => self.store_slot(mem, slot(at::TEMP)),
             (None, None) => {
-                self.asm.op_mem(true, &[0xc7], 0, &mem);
+                self.asm.op_mem(!self.narrow, &[0xc7], 0, &mem);
                 self.asm.raw(&(insn.op.imm as i32).to_le_bytes());
             }
         }
-        self.asm.lea(true, SP, &Mem::at(SP, -8));
+        self.move_stack(-word);
         self.complete(insn, operand);
         if let Some(operand) = loaded {
             self.complete(insn, operand);
@@ -282,25 +295,25 @@ impl Builder<'_> {
     /// Copies a slot to the checked address. Uses B.
     fn store_slot(&mut self, mem: Mem, from: Mem) {
         self.asm.load(B, from);
-        self.asm.store(mem, B);
+        self.store_word(mem, B);
     }
 
     pub(super) fn pop(&mut self, insn: &Insn) {
         let operand = self.stack(insn, Location::at(reg::RSP, 0), false, false);
         let number = gpr(insn.ins.op0_register()).unwrap_or(0);
         let dst = host_of(number).unwrap_or(A);
-        self.asm.load(dst, operand.mem);
+        self.load_word(dst, operand.mem);
         self.back_to_slot(number, dst);
         if dst != SP {
-            self.asm.lea(true, SP, &Mem::at(SP, 8));
+            self.move_stack(insn.word() as i32);
         }
         self.complete(insn, operand);
     }
 
     pub(super) fn leave(&mut self, insn: &Insn) {
         let operand = self.stack(insn, Location::at(reg::RBP, 0), false, false);
-        self.asm.load(A, operand.mem);
-        self.asm.lea(true, SP, &Mem::at(host::RBP, 8));
+        self.load_word(A, operand.mem);
+        self.asm.lea(!self.narrow, SP, &Mem::at(host::RBP, insn.word() as i32));
         self.asm.mov(host::RBP, A);
         self.complete(insn, operand);
     }

@@ -51,21 +51,23 @@ pub enum Rm {
 }
 
 impl Raw {
+    const NONE: Raw = Raw {
+        opsize: false,
+        repeat: None,
+        lock: false,
+        rex: 0,
+        vex: None,
+        map: 0,
+        opcode: 0,
+        modrm: 0,
+        imm: [0; 4],
+        imm_len: 0,
+    };
+
     /// Takes apart an instruction that has a ModRM byte (the caller knows). `None` for EVEX, XOP and
     /// what else is not re-encoded.
     pub fn parse(bytes: &[u8], long64: bool) -> Option<Raw> {
-        let mut raw = Raw {
-            opsize: false,
-            repeat: None,
-            lock: false,
-            rex: 0,
-            vex: None,
-            map: 0,
-            opcode: 0,
-            modrm: 0,
-            imm: [0; 4],
-            imm_len: 0,
-        };
+        let mut raw = Raw::NONE;
         let mut at = 0;
         loop {
             match *bytes.get(at)? {
@@ -95,17 +97,23 @@ impl Raw {
         Some(raw)
     }
 
+    /// `mov` of `size` bytes between AL, AX or EAX and memory.
+    pub fn move_a(size: u32, store: bool) -> Raw {
+        let opcode = if store { 0x88 } else { 0x8a } | u8::from(size > 1);
+        Raw { opsize: size == 2, opcode, ..Raw::NONE }
+    }
+
     fn parse_opcode(&mut self, bytes: &[u8], mut at: usize, long64: bool) -> Option<usize> {
         let opcode = *bytes.get(at)?;
         let next = *bytes.get(at + 1)?;
         if (opcode == 0xc5 || opcode == 0xc4) && (long64 || next >= 0xc0) {
-            return self.parse_vex(bytes, at);
+            return self.parse_vex(bytes, at, long64);
         }
         if opcode == 0x62 || opcode == 0x8f && next & 0x1f >= 8 {
             return None;
         }
         at += 1;
-        self.opcode = opcode;
+        self.opcode = if opcode == 0x82 { 0x80 } else { opcode }; // another name, not in 64-bit code
         if opcode == 0x0f {
             (self.map, self.opcode) = (1, next);
             at += 1;
@@ -118,7 +126,7 @@ impl Raw {
         Some(at)
     }
 
-    fn parse_vex(&mut self, bytes: &[u8], at: usize) -> Option<usize> {
+    fn parse_vex(&mut self, bytes: &[u8], at: usize, long64: bool) -> Option<usize> {
         let byte = *bytes.get(at + 1)?;
         self.rex = 0x40 | (!byte >> 7 & 1) << 2;
         let (last, end) = if bytes[at] == 0xc5 {
@@ -130,8 +138,19 @@ impl Raw {
             (*bytes.get(at + 2)?, at + 3)
         };
         self.vex = Some(Vex { w: last & 0x80, vvvv: !last >> 3 & 15, l_pp: last & 7 });
+        if !long64 {
+            self.ignore_upper_registers();
+        }
         self.opcode = *bytes.get(end)?;
         Some(end + 1)
+    }
+
+    /// Outside of 64-bit code there are eight registers, whatever the bits for more of them.
+    fn ignore_upper_registers(&mut self) {
+        self.rex = 0x40;
+        if let Some(vex) = &mut self.vex {
+            vex.vvvv &= 7;
+        }
     }
 
     /// Length of SIB and displacement.
@@ -176,6 +195,11 @@ impl Raw {
     /// Whether there is a REX prefix, which changes what byte registers 4 to 7 mean.
     pub fn has_rex(&self) -> bool {
         self.rex != 0 && self.vex.is_none()
+    }
+
+    /// VEX.W.
+    pub fn vex_w(&self) -> bool {
+        self.vex.is_some_and(|vex| vex.w != 0)
     }
 
     /// Whether this is a VEX encoding.

@@ -1,11 +1,11 @@
-//! `STOS` and `MOVS` in 64-bit code: upwards and within one page natively, else by their handlers.
+//! `STOS` and `MOVS`: upwards and within one page natively, else by their handlers.
 
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Alu, Fixup, Mem, cc, host};
 use super::build::{Builder, Cold, slot};
 use super::frame::at;
-use super::insn::{Class, Insn};
+use super::insn::{Class, Features, Insn, narrow_segment};
 use super::memory::Checked;
 use super::regs::{A, B};
 
@@ -32,13 +32,17 @@ fn repeats(ins: &Instruction) -> bool {
     ins.has_rep_prefix() || ins.has_repne_prefix()
 }
 
-/// The class of a string instruction whose addresses are RDI's and RSI's own.
-pub fn classify(insn: &Insn) -> Option<Class> {
+/// The class of a string instruction; its addresses are to be RDI's and RSI's own.
+pub fn classify(insn: &Insn, features: Features) -> Option<Class> {
     let ins = &insn.ins;
     let (_, copies) = shape(ins)?;
-    let flat = insn.op.mem.seg < 4 || !copies;
-    let wide = ins.op0_kind() == OpKind::MemoryESRDI;
-    Some(if flat && wide { Class::String } else { Class::Handler })
+    let (flat, index) = if insn.narrow() {
+        (narrow_segment(insn.op.mem.seg, features), OpKind::MemoryESEDI)
+    } else {
+        (true, OpKind::MemoryESRDI)
+    };
+    let flat = !copies || insn.op.mem.seg < 4 && flat;
+    Some(if flat && ins.op0_kind() == index { Class::String } else { Class::Handler })
 }
 
 impl Builder<'_> {
@@ -47,6 +51,9 @@ impl Builder<'_> {
         let Some((size, copies)) = shape(&insn.ins) else { return };
         self.disturb(insn.live_before());
         let mut rare = Vec::with_capacity(4);
+        if self.narrow {
+            self.cut_indices(&insn.ins, copies);
+        }
         self.asm.op_mem(false, &[0xf6], 0, &slot(at::RFLAGS + 1)); // test byte
         self.asm.raw(&[DF]);
         rare.push(self.asm.jcc_forward(cc::NZ));
@@ -70,12 +77,26 @@ impl Builder<'_> {
             self.asm.alu(Alu::Sub, host::RSI, A);
         }
         self.asm.alu(Alu::Sub, host::RDI, B);
+        if self.narrow {
+            self.cut_indices(&insn.ins, copies);
+        }
         let resume = self.asm.position();
         let site = self.op_site(insn, 0, 0, false);
         for jump in rare {
             self.cold.push(Cold::Miss { jump, site, resume, restore: false, run: true });
         }
         source.into_iter().chain([target]).for_each(|checked| self.done(checked));
+    }
+
+    /// In 32-bit code: the instruction's registers to 32 bits. The host uses 64, and may count beyond 4 GiB.
+    fn cut_indices(&mut self, ins: &Instruction, copies: bool) {
+        self.asm.mov32(host::RDI, host::RDI);
+        if copies {
+            self.asm.mov32(host::RSI, host::RSI);
+        }
+        if repeats(ins) {
+            self.asm.mov32(host::RCX, host::RCX);
+        }
     }
 
     /// The distance from guest to host addresses at `index` to B. Uses A.

@@ -40,7 +40,7 @@ impl Builder<'_> {
         }
         let view = self.view as u8;
         self.asm.store_imm8(slot(at::VIEW), view);
-        self.asm.store_imm8(slot(at::CONTEXT), self.place.mode & !3 | view);
+        self.asm.store_imm8(slot(at::CONTEXT), self.place.mode as u8 & !3 | view);
         self.asm.store_imm32(slot(at::LINK_ID), 0);
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::Error;
-use engine::x86::bits::{cr0, cr4, rflags};
+use engine::x86::bits::rflags;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory};
 use mem::PAGE_SIZE;
 
@@ -18,14 +18,14 @@ use super::super::exception::{Exception, Exec};
 use super::super::fast::{FAST_ENTRIES, NO_CONTEXT};
 use super::super::op::{Op, RIP, flag};
 use super::super::run::{code_page, copy_page, step_block};
-use super::super::tlb::View;
 use super::build::{End, Place, Unit, build, build_across, build_straddle, liveness};
 use super::cache::CodeCache;
-use super::groups::{PLAIN, REFUSALS, plan};
+use super::groups::{REFUSALS, plan};
 use super::helpers;
-use super::insn::{ARITHMETIC, Class, Features, Insn, decode};
+use super::insn::{ARITHMETIC, Class, Insn, decode};
 use super::links::{Joint, Link, MAX_ALIASES};
 use super::lockstep::{self, Step};
+use super::mode::{BITS, ModeBits, PLAIN, context_of, features_of, mode_bits, translatable};
 use super::site::{OpSite, Site};
 use super::stats::Stats;
 use super::stubs::{SITE_FAR, SITE_INDIRECT, Stubs};
@@ -63,8 +63,8 @@ pub(super) const OFFSET: u64 = PAGE_SIZE - 1;
 pub(super) struct Key(u64);
 
 impl Key {
-    pub(super) fn new(gpa: u64, mode: u8) -> Key {
-        Key(gpa << 8 | u64::from(mode))
+    pub(super) fn new(gpa: u64, mode: ModeBits) -> Key {
+        Key(gpa << BITS | u64::from(mode))
     }
 }
 
@@ -233,7 +233,7 @@ impl Translator {
         }
         let rip = cpu.regs[RIP as usize];
         if !super::super::access::canonical(rip) {
-            return Err(Exception::GP0);
+            return Err(Exception::GP0); // in 64-bit code, others have fewer bits
         }
         let gpa = code_page(cpu, rip)? | rip & OFFSET;
         self.void_changed(cpu);
@@ -354,6 +354,7 @@ impl Translator {
             }
             Some(Site::Far(site)) => {
                 cpu.regs[RIP as usize] = page.wrapping_add(site.offset as u64);
+                cpu.wrap_rip();
                 self.want_link(cpu, Joint::Far(site));
             }
             Some(Site::FarMiss) => {
@@ -370,12 +371,13 @@ impl Translator {
             }
         }
         debug_assert_eq!((SITE_INDIRECT, SITE_FAR), (0, 1));
+        cpu.wrap_rip();
         cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
         Ok(())
     }
 
     /// Fills the frame for the unit at `rip`.
-    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: u8, unit: Unit, trusted: bool) -> u64 {
+    fn prepare(&mut self, cpu: &mut Cpu, rip: u64, mode: ModeBits, unit: Unit, trusted: bool) -> u64 {
         let context = context_of(cpu, mode & !PLAIN);
         let private = cpu.cpl != 3 && !cpu.tlb.code_is_global(false, rip);
         if trusted && mode & PLAIN == 0 {
@@ -467,7 +469,7 @@ impl Translator {
     }
 
     /// The unit at `gpa`, translated if need be. `None` if it must be interpreted.
-    fn find(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
+    fn find(&mut self, cpu: &mut Cpu, gpa: u64, mode: ModeBits) -> Option<Unit> {
         match self.units.get(&Key::new(gpa, mode)) {
             Some(unit) => Some(*unit),
             None => self.translate(cpu, gpa, mode),
@@ -475,7 +477,7 @@ impl Translator {
     }
 
     #[cold]
-    fn translate(&mut self, cpu: &mut Cpu, gpa: u64, mode: u8) -> Option<Unit> {
+    fn translate(&mut self, cpu: &mut Cpu, gpa: u64, mode: ModeBits) -> Option<Unit> {
         let start = Clock::ticks();
         if self.is_full() {
             self.clear(cpu);
@@ -510,8 +512,12 @@ impl Translator {
     pub(super) fn straddling(&mut self, cpu: &mut Cpu, at: u16) -> Option<Op> {
         let rip = cpu.frame.page | u64::from(at);
         let user = cpu.cpl == 3;
+        let next = (rip | OFFSET).wrapping_add(1);
+        if beyond(cpu, next) {
+            return None;
+        }
         let first = cpu.tlb.code(user, rip)?;
-        let second = cpu.tlb.code(user, (rip | OFFSET).wrapping_add(1))?;
+        let second = cpu.tlb.code(user, next)?;
         let vm = cpu.vm.clone();
         let pages = [vm.ram.page(first)?, vm.ram.page(second)?];
         let versions = pages.map(|page| page.state.version());
@@ -539,7 +545,7 @@ impl Translator {
         Some(op)
     }
 
-    fn translate_bytes(&mut self, cpu: &mut Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
+    fn translate_bytes(&mut self, cpu: &mut Cpu, page: &[u8], gpa: u64, mode: ModeBits) -> Option<Unit> {
         let at = (gpa & OFFSET) as u32;
         let (mut insns, end) = self.decode_run(cpu, page, at, mode);
         mark_shadows(&mut insns);
@@ -556,7 +562,8 @@ impl Translator {
             return Some(unit);
         }
         let lockstep = self.lockstep;
-        let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at) };
+        let bits = cpu.mode.code_bits;
+        let live_at = |at: u32| if lockstep { ARITHMETIC } else { look_ahead(page, at, bits) };
         liveness(&mut insns, &live_at);
         let place = Place { stubs: &self.stubs, view: cpu.view(), mode: mode & !PLAIN };
         let uses = if mode & PLAIN == 0 { plan(&insns) } else { Vec::new() };
@@ -574,8 +581,11 @@ impl Translator {
     }
 
     /// Translates the instruction at RIP and `gpa`, which goes on in the next page.
-    fn translate_across(&mut self, cpu: &mut Cpu, page: &[u8], gpa: u64, mode: u8) -> Option<Unit> {
+    fn translate_across(&mut self, cpu: &mut Cpu, page: &[u8], gpa: u64, mode: ModeBits) -> Option<Unit> {
         let next = (cpu.regs[RIP as usize] | OFFSET).wrapping_add(1);
+        if beyond(cpu, next) {
+            return None;
+        }
         let second = code_page(cpu, next).ok()?;
         let vm = cpu.vm.clone();
         let pages = [vm.ram.page(gpa)?, vm.ram.page(second)?];
@@ -624,7 +634,7 @@ impl Translator {
     }
 
     /// Decodes up to an unconditional jump, the end of the page, or what does not decode.
-    fn decode_run(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: u8) -> (Vec<Insn>, End) {
+    fn decode_run(&mut self, cpu: &Cpu, page: &[u8], at: u32, mode: ModeBits) -> (Vec<Insn>, End) {
         let features = features_of(mode);
         let mut insns: Vec<Insn> = Vec::with_capacity(MAX_INSNS);
         let mut at = at as usize;
@@ -683,9 +693,9 @@ fn dump(insns: &[Insn], code: &[u8], at: u64) {
 }
 
 /// Arithmetic flags that may be read at an offset of a page before they are written.
-fn look_ahead(page: &[u8], at: u32) -> u32 {
+fn look_ahead(page: &[u8], at: u32, bits: u8) -> u32 {
     let mut live = ARITHMETIC;
-    let mut decoder = Decoder::new(64, &page[at as usize..], DecoderOptions::NONE);
+    let mut decoder = Decoder::new(bits.into(), &page[at as usize..], DecoderOptions::NONE);
     for _ in 0..LOOK_AHEAD {
         let ins = decoder.decode();
         let kills = ins.rflags_modified() & ARITHMETIC;
@@ -714,9 +724,9 @@ fn mark_shadows(insns: &mut [Insn]) {
     }
 }
 
-/// What the jump cache tags its entries with: a user's belong to an address space, a supervisor's to all.
-pub(super) fn context_of(cpu: &Cpu, mode: u8) -> u64 {
-    if cpu.cpl == 3 { 1 << 32 | cpu.tlb.asid() << 8 | u64::from(mode) } else { mode.into() }
+/// Whether an address is outside of the code segment: the interpreter raises the fault.
+fn beyond(cpu: &Cpu, linear: u64) -> bool {
+    !cpu.mode.long64 && linear > u32::MAX.into()
 }
 
 /// Linear address that a check, which failed, was of.
@@ -724,28 +734,4 @@ pub(super) fn missed_address(cpu: &Cpu, site: &OpSite) -> u64 {
     let slot = (cpu.frame.scratch[1] >> 5) as usize % FAST_ENTRIES;
     let entry = &cpu.tlb.fast.entries[cpu.view() as usize][slot];
     cpu.frame.scratch[0].wrapping_add(if site.write { entry.write } else { entry.read })
-}
-
-/// What of the mode translation depends on.
-pub(super) fn mode_bits(cpu: &Cpu) -> u8 {
-    let sse = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
-    let avx = sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.fpu.xcr0 & 6 == 6;
-    // Unmasked exceptions would be the host's.
-    let masked = cpu.fpu.mxcsr & 0x1f80 == 0x1f80;
-    let smap = cpu.cr4 & cr4::SMAP != 0;
-    cpu.view() as u8 | u8::from(sse && masked) << 2 | u8::from(avx && masked) << 3 | u8::from(smap) << 4
-}
-
-fn features_of(mode: u8) -> Features {
-    Features {
-        sse: mode & 4 != 0,
-        avx: mode & 8 != 0,
-        smap: mode & 16 != 0,
-        user: mode & 3 == View::User as u8,
-    }
-}
-
-/// Whether nothing is going on that only the interpreter knows.
-pub(super) fn translatable(cpu: &Cpu) -> bool {
-    cpu.mode.long64 && !cpu.mode.align_check && !cpu.interrupt_shadow && !cpu.watched()
 }

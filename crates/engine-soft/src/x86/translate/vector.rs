@@ -50,7 +50,21 @@ pub fn classify(
         insn.alignment = alignment(ins, vex);
     }
     insn.vector = true;
-    with_raw(insn, mode, Class::Generic)
+    let class = with_raw(insn, mode, Class::Generic);
+    if insn.narrow() && wide_only(insn) { Class::Handler } else { class }
+}
+
+/// Whether a VEX encoding in 32-bit code means something else in 64-bit code, where W is not ignored beside
+/// general registers, and the fourth register has a fourth bit.
+pub fn wide_only(insn: &Insn) -> bool {
+    use OpCodeOperandKind::*;
+    let code = insn.ins.op_code();
+    let general = |kind| {
+        matches!(kind, r32_or_mem | r32_reg | r32_rm | r32_vvvv | r64_or_mem | r64_reg | r64_rm | r64_vvvv)
+    };
+    let kinds = || (0..insn.ins.op_count()).map(|n| code.op_kind(n));
+    let w = insn.raw.is_some_and(|raw| raw.vex_w());
+    w && kinds().any(general) || kinds().any(|kind| matches!(kind, xmm_is4 | ymm_is4))
 }
 
 /// Vector registers are among the operands, and nothing that is not known here.

@@ -1,5 +1,6 @@
 //! The translator against the interpreter.
 
+mod narrow;
 pub mod pair;
 mod random;
 mod stories;

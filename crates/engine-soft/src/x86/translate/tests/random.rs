@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::pair::Pair;
-use crate::x86::op::reg;
+use crate::x86::op::{reg, seg};
 use crate::x86::testing::{CODE, DATA};
 
 /// A small generator of numbers (xorshift64*).
@@ -37,7 +37,7 @@ fn opcode(random: &mut Random) -> Vec<u8> {
     }
 }
 
-fn candidate(random: &mut Random) -> Vec<u8> {
+fn candidate(random: &mut Random, bits: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     if random.below(5) == 0 {
         // VEX
@@ -49,9 +49,9 @@ fn candidate(random: &mut Random) -> Vec<u8> {
         return bytes;
     }
     if random.below(8) == 0 {
-        bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0xf0, 0x67]));
+        bytes.push(random.pick(&[0x66, 0xf2, 0xf3, 0xf0, 0x67, 0x2e, 0x64, 0x65]));
     }
-    if random.below(2) == 0 {
+    if bits == 64 && random.below(2) == 0 {
         bytes.push(0x40 | random.below(16) as u8);
     }
     bytes.extend(opcode(random));
@@ -157,10 +157,10 @@ fn wanted(ins: &Instruction) -> bool {
         && !ins.is_privileged()
 }
 
-fn instruction(random: &mut Random) -> Vec<u8> {
+fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
     loop {
-        let bytes = candidate(random);
-        let mut decoder = Decoder::new(64, &bytes, DecoderOptions::NONE);
+        let bytes = candidate(random, bits);
+        let mut decoder = Decoder::new(bits, &bytes, DecoderOptions::NONE);
         let ins = decoder.decode();
         if !ins.is_invalid() && wanted(&ins) {
             return bytes[..ins.len()].to_vec();
@@ -169,29 +169,37 @@ fn instruction(random: &mut Random) -> Vec<u8> {
 }
 
 /// `mov reg, pointer`, often near the end of a page.
-fn pointer(random: &mut Random) -> Vec<u8> {
-    let number = random.pick(&[0u8, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+fn pointer(random: &mut Random, bits: u32) -> Vec<u8> {
+    let numbers = [0u8, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    let number = random.pick(&numbers[..if bits == 64 { 15 } else { 7 }]);
     let page = DATA + 0x1000 * random.below(4);
     let address = match random.below(4) {
         0 => page + 0x1000 - random.below(9),
         1 => random.next(),
         _ => page + random.below(0xff0),
     };
-    let mut bytes = vec![0x48 | number >> 3, 0xb8 | number & 7];
-    bytes.extend(address.to_le_bytes());
+    move_address(number, address, bits)
+}
+
+/// `mov reg, address`
+fn move_address(number: u8, address: u64, bits: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend((bits == 64).then_some(0x48 | number >> 3));
+    bytes.push(0xb8 | number & 7);
+    bytes.extend(&address.to_le_bytes()[..bits as usize / 8]);
     bytes
 }
 
 /// A jump over one instruction.
-fn branch(random: &mut Random) -> Vec<u8> {
-    let body = instruction(random);
+fn branch(random: &mut Random, bits: u32) -> Vec<u8> {
+    let body = instruction(random, bits);
     let mut bytes = vec![0x70 | random.below(16) as u8, body.len() as u8];
     bytes.extend(body);
     bytes
 }
 
 /// `stos` or `movs` between two places, sometimes downwards.
-fn string(random: &mut Random) -> Vec<u8> {
+fn string(random: &mut Random, bits: u32) -> Vec<u8> {
     let down = random.below(6) == 0;
     let mut bytes = Vec::new();
     for opcode in [0xbe, 0xbf] {
@@ -203,25 +211,30 @@ fn string(random: &mut Random) -> Vec<u8> {
     bytes.extend((random.below(300) as u32).to_le_bytes());
     bytes.extend(down.then_some(0xfd));
     bytes.extend((random.below(3) != 0).then_some(0xf3));
-    bytes.extend(random.pick(&[&[][..], &[0x66], &[0x48]]));
+    let sizes: &[&[u8]] = &[&[], &[0x66], &[0x48]];
+    bytes.extend(random.pick(&sizes[..if bits == 64 { 3 } else { 2 }]));
     bytes.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab]));
     bytes.extend(down.then_some(0xfc));
     bytes
 }
 
 /// Accesses off one base register, which moves now and then, as a function does with its frame.
-fn cluster(random: &mut Random) -> Vec<u8> {
-    let base = random.pick(&[0u8, 3, 4, 5, 7, 10, 12, 13, 15]);
+fn cluster(random: &mut Random, bits: u32) -> Vec<u8> {
+    let wide = bits == 64;
+    let base = random.pick(&[0u8, 3, 4, 5, 7, 10, 12, 13, 15][..if wide { 9 } else { 5 }]);
     let page = DATA + 0x1000 * (1 + random.below(2));
     let address = page - random.pick(&[0, 0x40, 0x800]) + random.below(0x80);
-    let mut code = vec![0x48 | base >> 3, 0xb8 | base & 7];
-    code.extend(address.to_le_bytes());
+    let mut code = move_address(base, address, bits);
     for _ in 0..random.below(8) + 2 {
         let piece = match random.below(8) {
-            0 => vec![0x48 | base >> 3, 0x83, random.pick(&[0xc0, 0xe8]) | base & 7, random.next() as u8], // add, sub
+            0 => {
+                let rex = wide.then_some(0x48 | base >> 3);
+                let add = [0x83, random.pick(&[0xc0, 0xe8]) | base & 7, random.next() as u8]; // or sub
+                rex.into_iter().chain(add).collect()
+            }
             1 => vec![0x50 | random.below(8) as u8],   // push
             2 => vec![0x58 | random.pick(&[1, 2, 6])], // pop
-            _ => field(random, base),
+            _ => field(random, base, wide),
         };
         if random.below(6) == 0 {
             code.extend([0x70 | random.below(16) as u8, piece.len() as u8]);
@@ -232,7 +245,7 @@ fn cluster(random: &mut Random) -> Vec<u8> {
 }
 
 /// An access at a short distance from `base`.
-fn field(random: &mut Random, base: u8) -> Vec<u8> {
+fn field(random: &mut Random, base: u8, wide: bool) -> Vec<u8> {
     let mut code = Vec::new();
     let opcode: &[u8] = random.pick(&[
         &[0x8b][..],
@@ -249,35 +262,84 @@ fn field(random: &mut Random, base: u8) -> Vec<u8> {
         &[0x0f, 0x28],
     ]);
     let (reg, indexed) = (random.pick(&[1u8, 2, 6, 8, 10, 14]), random.below(4) == 0);
+    let reg = if wide { reg } else { reg & 7 };
     // inc, dec, push
     let reg = if opcode == [0xff] { reg & 8 | random.pick(&[0, 1, 6]) } else { reg };
-    code.push(0x40 | (random.below(2) as u8) << 3 | reg >> 3 << 2 | base >> 3);
+    let rex = 0x40 | (random.below(2) as u8) << 3 | reg >> 3 << 2 | base >> 3;
+    code.extend(wide.then_some(rex));
     code.extend(opcode);
     let sib = if indexed { 1 << 3 | base & 7 } else { 0x20 | base & 7 }; // RCX or no index
     code.extend([0x44 | (reg & 7) << 3, sib, random.next() as u8 & !7]);
     code
 }
 
-fn code(random: &mut Random) -> Vec<u8> {
+/// A call over something, or jumps and returns to known places. It will stand at `at`.
+fn flow(random: &mut Random, at: u64, bits: u32) -> Vec<u8> {
+    let body = instruction(random, bits);
+    let over = |length: usize| [0xeb, length as u8]; // jmp
+    let mut code = Vec::new();
+    match random.below(4) {
+        0 => {
+            // call f; jmp end; f: push ecx; pop edx; ret; end:
+            code.extend([0xe8, 2, 0, 0, 0]);
+            code.extend(over(3));
+            code.extend([0x51, 0x5a, 0xc3]);
+        }
+        1 => {
+            // push end; ret 0
+            let end = at + 5 + 3 + body.len() as u64;
+            code.push(0x68);
+            code.extend((end as u32).to_le_bytes());
+            code.extend([0xc2, 0, 0]);
+            code.extend(body);
+        }
+        2 => {
+            // mov esi, end; jmp esi
+            let end = at + 5 + 2 + body.len() as u64;
+            code.push(0xbe);
+            code.extend((end as u32).to_le_bytes());
+            code.extend([0xff, 0xe6]);
+            code.extend(body);
+        }
+        _ => {
+            // mov edi, f; call edi; jmp end; f: push ebp; mov ebp, esp; push eax; leave; ret; end:
+            let f = at + 5 + 2 + 2;
+            code.push(0xbf);
+            code.extend((f as u32).to_le_bytes());
+            code.extend([0xff, 0xd7]);
+            code.extend(over(6));
+            code.extend([0x55, 0x89, 0xe5, 0x50, 0xc9, 0xc3]);
+        }
+    }
+    // Whoever writes there should not write code.
+    for number in [6, 7] {
+        code.extend(move_address(number, DATA + 0xff8, bits));
+    }
+    code
+}
+
+fn code(random: &mut Random, bits: u32) -> Vec<u8> {
     let mut code = Vec::new();
     for _ in 0..random.below(24) + 1 {
-        code.extend(match random.below(12) {
-            0 | 1 => pointer(random),
-            8 => string(random),
-            9..=11 => cluster(random),
-            2 => branch(random),
-            _ => instruction(random),
+        let at = CODE + code.len() as u64;
+        code.extend(match random.below(13) {
+            0 | 1 => pointer(random, bits),
+            8 => string(random, bits),
+            9..=11 => cluster(random, bits),
+            12 => flow(random, at, bits),
+            2 => branch(random, bits),
+            _ => instruction(random, bits),
         });
     }
     code.extend([0x0f, 0x0b]);
     code
 }
 
-fn listing(code: &[u8]) -> String {
+fn listing(code: &[u8], bits: u32) -> String {
     use iced_x86::{Formatter, IntelFormatter};
     let mut formatter = IntelFormatter::new();
     let mut text = String::new();
-    for ins in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).iter() {
+    for ins in Decoder::with_ip(bits, code, CODE, DecoderOptions::NONE).iter() {
         let mut line = String::new();
         formatter.format(&ins, &mut line);
         text += &format!("{:x}: {line}\n", ins.ip());
@@ -285,47 +347,63 @@ fn listing(code: &[u8]) -> String {
     text
 }
 
-struct Show<'a>(u64, &'a [u8]);
+struct Show<'a>(u64, &'a [u8], u32);
 
 impl Drop for Show<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("seed {:#x}:\n{}", self.0, listing(self.1));
+            eprintln!("seed {:#x}:\n{}", self.0, listing(self.1, self.2));
+        }
+    }
+}
+
+/// Both guests' registers, and the bases of FS and GS.
+fn fill(random: &mut Random, pair: &mut Pair) {
+    for number in (0..16).filter(|&n| n != reg::RSP) {
+        let value = match random.below(3) {
+            0 => DATA + random.below(0x4000),
+            1 => random.below(256),
+            _ => random.next(),
+        };
+        pair.set(number, value);
+    }
+    for number in 0..16 {
+        let value = std::array::from_fn(|_| match random.below(3) {
+            0 => random.next(),
+            1 => f64::to_bits(random.below(1000) as f64 / 7.0),
+            _ => random.below(3),
+        });
+        pair.oracle.cpu.fpu.ymm[number] = value;
+        pair.cpu.fpu.ymm[number] = value;
+    }
+    pair.set_base(seg::FS, random.pick(&[0x10, 0x2000, 0xffff_ffff_ffff_f800]));
+    pair.set_base(seg::GS, random.pick(&[8, 0xffff_fffc, DATA]));
+}
+
+fn agree(bits: u8) {
+    let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(300);
+    let first: u64 = std::env::var("SEED").ok().and_then(|r| r.parse().ok()).unwrap_or(1);
+    for seed in first..first + rounds {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let code = code(&mut random, bits.into());
+        let _show = Show(seed, &code, bits.into());
+        let mut pair = Pair::of(bits, &code);
+        let data: Vec<u8> = (0..0x8000).map(|_| random.next() as u8).collect();
+        pair.poke(DATA - 0x1000, &data);
+        for _ in 0..2 {
+            pair.restart();
+            fill(&mut random, &mut pair);
+            pair.run();
         }
     }
 }
 
 #[test]
 fn random_blocks_do_on_the_translator_what_they_do_on_the_interpreter() {
-    let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(300);
-    let first: u64 = std::env::var("SEED").ok().and_then(|r| r.parse().ok()).unwrap_or(1);
-    for seed in first..first + rounds {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let code = code(&mut random);
-        let _show = Show(seed, &code);
-        let mut pair = Pair::new(&code);
-        let data: Vec<u8> = (0..0x8000).map(|_| random.next() as u8).collect();
-        pair.poke(DATA - 0x1000, &data);
-        for _ in 0..2 {
-            pair.restart();
-            for number in (0..16).filter(|&n| n != reg::RSP) {
-                let value = match random.below(3) {
-                    0 => DATA + random.below(0x4000),
-                    1 => random.below(256),
-                    _ => random.next(),
-                };
-                pair.set(number, value);
-            }
-            for number in 0..16 {
-                let value = std::array::from_fn(|_| match random.below(3) {
-                    0 => random.next(),
-                    1 => f64::to_bits(random.below(1000) as f64 / 7.0),
-                    _ => random.below(3),
-                });
-                pair.oracle.cpu.fpu.ymm[number] = value;
-                pair.cpu.fpu.ymm[number] = value;
-            }
-            pair.run();
-        }
-    }
+    agree(64);
+}
+
+#[test]
+fn random_blocks_of_32_bit_code_do_as_well() {
+    agree(32);
 }

@@ -161,3 +161,12 @@ fn lockstep_agrees_with_right_code_and_finds_wrong_code() {
     pair.run(); // the interpreter's result stands
     assert_eq!((pair.translator.stats.compared, pair.translator.stats.mismatches), (2, 1));
 }
+
+#[test]
+fn a_return_of_16_bits_is_none_of_64_however_much_it_releases() {
+    // push word 0x800; ret 6 (of 16 bits)
+    let code = program(&[&[0x66, 0x68, 0, 8, 0x66, 0xc2, 6, 0]]);
+    let mut pair = Pair::new(&code);
+    pair.poke(0x800, &UD2);
+    assert_eq!(pair.run().vector(), vector::UD);
+}
