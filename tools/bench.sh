@@ -23,3 +23,7 @@ target/release/ospite-bench --ospite-args='--engine soft,tier=interpreter' --cac
 say "Whole guests, as they are run:"
 target/release/ospite-bench --cache "$guests" --rounds "${OSPITE_BENCH_ROUNDS:-3}" \
     --divide "${OSPITE_BENCH_DIVIDE:-4}" "$@"
+
+say "The same by a busybox of 32-bit code (i386 programs on a 64-bit kernel), one round:"
+target/release/ospite-bench --cache "$guests" --rounds 1 --divide "${OSPITE_BENCH_DIVIDE:-4}" \
+    --busybox busybox-i386 "$@"

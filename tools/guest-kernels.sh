@@ -6,6 +6,7 @@
 #   generic/vmlinuz   linux-image-amd64
 #   {cloud,generic}/root   what is in the package, with modules.dep
 #   busybox           a static busybox
+#   busybox-i386      the same of 32-bit code
 #   busybox.cpio.gz   initramfs with the virtio modules of both kernels; tools/guest-init.sh says what
 #                     the command line can ask of it
 #   busybox.cpio      the same unpacked: quicker to boot where the guest's CPU is slow
@@ -49,6 +50,20 @@ busybox() {
     mv "$scratch/busybox/bin/busybox" "$guests/busybox"
 }
 
+# Debian's packages for i386 have lists of their own, which the host's apt does not know of.
+busybox_i386() {
+    [ -f "$guests/busybox-i386" ] && return
+    local apt=$scratch/apt
+    mkdir -p "$apt/lists/partial" "$scratch/busybox-i386.deb"
+    local options=(-o APT::Architecture=i386 -o APT::Architectures=i386 -o APT::Sandbox::User=root
+        -o "Dir::State::lists=$apt/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$apt")
+    step "Listing Debian's packages for i386" apt-get "${options[@]}" update || true # some lists may fail
+    (cd "$scratch/busybox-i386.deb" && step "Fetching busybox-static for i386" apt-get "${options[@]}" \
+        download busybox-static)
+    dpkg-deb -x "$scratch"/busybox-i386.deb/*.deb "$scratch/busybox-i386"
+    mv "$scratch/busybox-i386/bin/busybox" "$guests/busybox-i386"
+}
+
 initramfs() {
     local out=$guests/busybox.cpio
     # Remade when its recipe has changed.
@@ -65,5 +80,6 @@ begin
 kernel cloud linux-image-cloud-amd64
 kernel generic linux-image-amd64
 busybox
+busybox_i386
 initramfs
 say "Kernels and initramfs are in $guests"

@@ -30,6 +30,9 @@ struct Args {
     /// QEMU; left out with a warning if it is not installed.
     #[arg(long, default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// The busybox that is measured, by its name in the cache: "busybox-i386" is 32-bit code.
+    #[arg(long, default_value = "busybox")]
+    busybox: String,
     /// How often each of the three runs.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -56,6 +59,8 @@ enum Error {
 
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 const SCRIPT: &str = "bench.sh";
+/// The busybox that is measured, in the guest. It goes by its name.
+const MEASURED: &str = "busybox";
 
 fn main() -> ExitCode {
     match bench(&Args::parse()) {
@@ -110,10 +115,12 @@ impl Guest {
         let mut initrd = read(&args.cache.join("busybox.cpio"))?;
         initrd.resize(initrd.len().next_multiple_of(4), 0);
         initrd.extend(cpio::with_file(SCRIPT, script.as_bytes()));
+        let busybox = args.cache.join(&args.busybox);
+        initrd.extend(cpio::with_file(MEASURED, &read(&busybox)?));
         let guest = Guest {
             kernel: args.cache.join("cloud/vmlinuz"),
             initrd: args.cache.join("bench.cpio"),
-            busybox: args.cache.join("busybox"),
+            busybox,
             script: args.cache.join(SCRIPT),
         };
         let write =
@@ -130,7 +137,7 @@ impl Guest {
     }
 
     fn cmdline(&self) -> String {
-        format!("{CMDLINE} ospite.run=\"/bin/busybox sh -c '. /{SCRIPT}' /bin/busybox\"")
+        format!("{CMDLINE} ospite.run=\"/{MEASURED} sh -c '. /{SCRIPT}' /{MEASURED}\"")
     }
 
     fn ospite(&self, args: &Args) -> Command {
