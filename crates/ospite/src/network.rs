@@ -12,7 +12,7 @@ use clap::Args;
 use machine::NetSpec;
 use net::user::Door;
 use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink};
-use sandbox::Keep;
+use sandbox::{Calls, Keep};
 use store::{Home, Lock};
 
 use crate::exit::Code;
@@ -142,7 +142,11 @@ impl Process {
 
     fn start(&mut self, door: OwnedFd, messages: Stdio, shared: Option<&str>) -> io::Result<()> {
         if let Some(mut old) = self.0.take() {
-            let _ = old.kill(); // it may have ended
+            // It has ended, most likely: how tells what went wrong.
+            if let Some(status) = old.try_wait()?.filter(|status| !status.success()) {
+                log::warn!("the network's process came to a bad end: {status}");
+            }
+            let _ = old.kill();
             old.wait()?;
         }
         let mut command = Command::new("/proc/self/exe");
@@ -206,7 +210,7 @@ pub fn process(args: NetworkProcessArgs) -> Result<Code, Failure> {
     };
     // The host's resolvers are all that it reads.
     let read = sandbox::replaced_file(Path::new(net::user::RESOLV_CONF));
-    sandbox::confine(&Keep { read, network: true })
+    sandbox::confine(&Keep { read, network: true, calls: Some(Calls::Network) })
         .map_err(|error| Failure::from_error(Code::Internal, &error))?;
     net::user::run(door).map_err(failed)?;
     Ok(Code::Success)

@@ -1,10 +1,15 @@
 //! What a process gives up before it touches what others have made.
 //!
 //! [`confine`] takes away the file system (Landlock), privileges (capabilities, and set-uid programs), core
-//! dumps, and leaves as many descriptors as the host allows. It cannot be undone.
+//! dumps, and all system calls but those that the process needs (seccomp), and leaves as many descriptors as
+//! the host allows. It cannot be undone.
+
+mod calls;
+mod refusal;
 
 use std::path::{Path, PathBuf};
 
+pub use calls::Calls;
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus,
@@ -19,6 +24,8 @@ pub struct Keep {
     pub read: Vec<PathBuf>,
     /// It may listen on ports below 1024 and use raw sockets, where it could before.
     pub network: bool,
+    /// The system calls that it may make; all where there is no list.
+    pub calls: Option<Calls>,
 }
 
 /// Why a process could not be confined.
@@ -30,6 +37,9 @@ pub enum Error {
     /// The kernel refused to take the file system away.
     #[error("the kernel does not take the file system away from the process")]
     Files(#[from] landlock::RulesetError),
+    /// The kernel refused to take system calls away.
+    #[error("the kernel does not take system calls away from the process")]
+    Calls(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Confines the process, which has one thread, to `keep`. A kernel without Landlock leaves the file system.
@@ -42,7 +52,8 @@ pub fn confine(keep: &Keep) -> Result<(), Error> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?;
-    restrict_files(&keep.read)
+    restrict_files(&keep.read)?;
+    keep.calls.map_or(Ok(()), calls::restrict)
 }
 
 fn drop_capabilities(keep: &Keep) -> Result<(), Error> {
@@ -105,7 +116,7 @@ mod tests {
     #[ignore = "run by the test above"]
     fn inside() {
         let kept = PathBuf::from(std::env::var_os("KEPT").unwrap());
-        confine(&Keep { read: vec![kept.clone()], network: false }).unwrap();
+        confine(&Keep { read: vec![kept.clone()], ..Keep::default() }).unwrap();
         assert_eq!(std::fs::read_to_string(kept.join("kept")).unwrap(), "text");
         assert!(capabilities(None).unwrap().permitted.is_empty());
         assert_eq!(getrlimit(Resource::Core).maximum, Some(0));
