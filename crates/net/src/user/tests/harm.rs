@@ -1,6 +1,7 @@
 //! A guest that means harm, and networks that end.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::{Arc, Mutex};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -10,6 +11,7 @@ use smoltcp::wire::{
 
 use super::*;
 use crate::user::packet::{ETHERNET, GATEWAY_MAC};
+use crate::{Attachment, Link};
 
 /// What comes to the guest number `index` of a kind of IP packet, after everybody had time.
 fn gets(world: &mut World, index: usize, protocol: IpProtocol) -> Option<Vec<u8>> {
@@ -164,5 +166,60 @@ fn a_network_of_one_ends_with_its_vm() {
     let start = Instant::now();
     while world.network.turn(&mut world.buffer, Duration::from_millis(1)).unwrap() {
         assert!(start.elapsed() < PATIENCE);
+    }
+}
+
+/// Pings the gateway through a VM's end of its cable, until it answers.
+fn ping_gateway(attachment: &Attachment, mac: Mac) {
+    let request = Icmpv4Repr::EchoRequest { ident: 1, seq_no: 1, data: b"" };
+    let addresses = (IpAddr::V4(attachment.address()), IpAddr::V4(GATEWAY));
+    let mut packet = packet::ip(mac, addresses, IpProtocol::Icmp, None, request.buffer_len(), |payload| {
+        request.emit(&mut Icmpv4Packet::new_unchecked(payload), &ChecksumCapabilities::default());
+    });
+    packet[HEADER..HEADER + 6].copy_from_slice(&GATEWAY_MAC.0);
+    packet[HEADER + 6..HEADER + 12].copy_from_slice(&mac.0);
+    let (start, mut buffer) = (Instant::now(), vec![0; MAX_PACKET]);
+    while start.elapsed() < PATIENCE {
+        attachment.send(&packet);
+        std::thread::sleep(Duration::from_millis(10));
+        while let Some(length) = attachment.receive(&mut buffer) {
+            if let Some(answer) = Packet::v4(&buffer[HEADER + ETHERNET..length])
+                && answer.protocol == IpProtocol::Icmp
+            {
+                return;
+            }
+        }
+    }
+    panic!("the gateway does not answer");
+}
+
+#[test]
+fn a_network_that_crashed_is_replaced_behind_the_cards_back() {
+    let port = free_port();
+    let controls = Arc::new(Mutex::new(Vec::new()));
+    let theirs = controls.clone();
+    let dial = move || {
+        let (ours, network) = UnixStream::pair()?;
+        theirs.lock().unwrap().push(ours.try_clone()?);
+        std::thread::spawn(move || run(Door::Private(network.into())));
+        Ok(ours.into())
+    };
+    let mac = Mac::of_card(3);
+    let publish = [format!("127.0.0.1:{port}:80").parse().unwrap()];
+    let attachment = Attachment::new("alone", mac, &publish, &[], Box::new(dial)).unwrap();
+    ping_gateway(&attachment, mac);
+    for crash in 1..4 {
+        controls.lock().unwrap()[crash - 1].shutdown(std::net::Shutdown::Both).unwrap();
+        let start = Instant::now();
+        while controls.lock().unwrap().len() <= crash {
+            assert!(start.elapsed() < PATIENCE, "no network takes its place");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        ping_gateway(&attachment, mac);
+        // The first answer may have been the old one's last.
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(start.elapsed() < PATIENCE, "its published port is not there again");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
