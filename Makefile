@@ -5,7 +5,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test unit-test guest-test soak test-kvm test-office test-office-short lint bench install
+.PHONY: help demo build test unit-test guest-test soak test-kvm test-office test-office-short lint bench bench-net install
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,9 @@ lint: prepare ## Format, clippy, arrows of the house plan, licences, shell scrip
 
 bench: prepare ## How fast guests are, beside the metal and QEMU's translator in the same run
 	tools/bench.sh
+
+bench-net: prepare ## How fast guests' networks are, beside QEMU's user network and passt in the same run
+	tools/bench-net.sh
 
 install: build ## Into PREFIX (/usr/local): the program, man pages, completions
 	tools/install.sh
