@@ -193,7 +193,7 @@ fn just_in_time_compilers_compute_what_they_should() {
 
 #[test]
 #[ignore = "boots a guest: make guest-test"]
-fn gdb_sets_breakpoints_and_watchpoints() {
+fn gdb_sets_breakpoints_and_watchpoints_and_steps() {
     let mut guest = Guest::boot(1);
     let gdb = |commands: &[&str]| {
         let commands = commands.iter().map(|command| format!(" -ex '{command}'")).collect::<String>();
@@ -229,6 +229,28 @@ fn gdb_sets_breakpoints_and_watchpoints() {
             "work (n=3)",
             "breakpoint already hit 2 times",
         ],
+    );
+    guest.prints(
+        &gdb(&[
+            "break work",
+            "run",
+            "stepi 3",
+            "set $before = $pc",
+            "stepi",
+            "print $pc != $before",
+            "next",
+            "next",
+            "print total",
+            "disable",
+            "print work(100)",
+            "set var i = 4",
+            "continue",
+        ]),
+        &["$1 = 1", "$2 = 1", "= 202", "sum 214, total 106"],
+    );
+    guest.prints(
+        &gdb(&["starti", "stepi 1000", "print $pc > 0x400000", "continue"]),
+        &["$1 = 1", "sum 70, total 15"],
     );
     guest.powers_off();
 }

@@ -146,13 +146,17 @@ impl Cpu {
         if number >= 6 && value >> 32 != 0 {
             return Err(Exception::GP0);
         }
+        let watched = self.watches_data();
         self.dr[number] = match number {
             6 => value & DR6_WRITABLE | DR6_FIXED,
             7 => value & DR7_WRITABLE | DR7_FIXED,
             _ => value,
         };
-        let pcid = self.pcid();
-        self.tlb.flush_all(pcid);
+        // Only then does the TLB hold data pages that it may not. Kernels write DR6 at every step.
+        if self.watches_data() && !watched {
+            let pcid = self.pcid();
+            self.tlb.flush_all(pcid);
+        }
         self.leave_block = true;
         Ok(())
     }
@@ -304,6 +308,25 @@ mod tests {
         assert_eq!(run(store, 1, 0, DATA + 8), (Ok(()), 0, 3));
         assert_eq!(run(load, 1, 3, DATA), (Ok(()), 0, 3), "a read does not write");
         assert_eq!(run(load, 3, 3, DATA), (Err(DB), 2, 3));
+    }
+
+    #[test]
+    fn translations_stay_until_a_breakpoint_is_enabled_and_come_back_behind_it() {
+        let mut system = System::long(&[0x48, 0x8b, 0x18, 0xeb, 0xfb]); // 1: mov rbx, [rax]; jmp 1b
+        system.cpu.regs[0] = DATA;
+        let mut kept = |registers: &[(u8, u64)]| {
+            system.guest.cpu.regs[RIP as usize] = CODE;
+            system.guest.step().unwrap();
+            for &(number, value) in registers {
+                system.guest.cpu.write_dr(number, value).unwrap();
+            }
+            let view = system.cpu.view();
+            system.guest.cpu.tlb.read(view, DATA).is_some()
+        };
+        assert!(kept(&[(6, DR6_FIXED), (0, CODE + 8), (7, DR7_FIXED)]), "as a kernel does at each step");
+        assert!(!kept(&[(7, 1)]));
+        assert!(!kept(&[(0, DATA), (7, DR7_FIXED)]), "none were taken in between");
+        assert!(kept(&[]));
     }
 
     #[test]
