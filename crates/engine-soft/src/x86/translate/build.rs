@@ -98,6 +98,10 @@ pub(super) struct Builder<'a> {
     pub held: Option<u8>,
     /// See [`Builder::held`].
     pub holds: Option<u8>,
+    /// The guest registers whose slots' values are in A and B in front of the current instruction, and behind it.
+    pub kept: [Option<u8>; 2],
+    /// See [`Builder::kept`].
+    pub keeps: [Option<u8>; 2],
     /// The host has BMI2.
     pub bmi2: bool,
     /// The guest's code is 32-bit code.
@@ -161,9 +165,11 @@ pub fn build(
     for (n, insn) in insns.iter().enumerate() {
         b.uses = uses.get(n).copied().unwrap_or_default();
         b.held = b.holds.take();
+        b.kept = std::mem::take(&mut b.keeps);
         b.instruction(insn);
-        if b.holds.is_none() && spares_b(insn) {
-            b.holds = b.held;
+        if spares_scratch(insn) {
+            b.holds = b.holds.or(b.held);
+            b.keeps = b.kept;
         }
         if insn.shadow {
             b.window(insn);
@@ -174,10 +180,10 @@ pub fn build(
     (b.asm.bytes().to_vec(), unit)
 }
 
-/// Whether the code for an instruction surely leaves B alone.
-fn spares_b(insn: &Insn) -> bool {
+/// Whether the code for an instruction surely leaves A and B alone.
+fn spares_scratch(insn: &Insn) -> bool {
     match insn.class {
-        Class::Nothing => true,
+        Class::Nothing | Class::Branch => true,
         Class::Generic | Class::Copy => insn.memory.is_none() && insn.slots == 0 && !insn.vector,
         _ => false,
     }
@@ -234,6 +240,8 @@ impl<'a> Builder<'a> {
             uses: Uses::default(),
             held: None,
             holds: None,
+            kept: [None; 2],
+            keeps: [None; 2],
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             narrow: place.mode & NARROW != 0,
         }
@@ -283,6 +291,7 @@ impl Builder<'_> {
     /// Behind the shadow of `STI`: what waited for the flag comes here at the latest, as the next
     /// instruction may be a `CLI`.
     fn window(&mut self, shadow: &Insn) {
+        (self.holds, self.keeps) = (None, [None; 2]);
         self.disturb(shadow.live_after);
         self.attention(shadow.end());
     }

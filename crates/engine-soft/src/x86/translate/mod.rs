@@ -17,7 +17,8 @@
 //!   address-space switches, and shared libraries are translated once.
 //! - **Jumps are chained within a page only.** All of a page's units go at once when the page is written,
 //!   so links need no back pointers. Jumps across pages, calls and returns go through the jump cache
-//!   ([`super::fast::JumpCache`]), which is forgotten with the translations it depends on.
+//!   ([`super::fast::JumpCache`]), which is forgotten with the translations it depends on. Returns and
+//!   indirect jumps look at its latest entries inline.
 //! - **Flags** stay in the host's; see [`build`]. A flag that will be overwritten before anything reads it
 //!   may be stale in RFLAGS at a fault or interrupt in between. Single-stepping is interpreted and exact.
 //! - **Attention** is looked at where a loop must come by: at targets of backward jumps, and of jumps that

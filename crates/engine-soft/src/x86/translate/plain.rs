@@ -81,16 +81,23 @@ impl Mapped {
     }
 }
 
+/// Index of a scratch register in [`Builder::kept`].
+fn which(scratch: u8) -> usize {
+    usize::from(scratch == B)
+}
+
 impl Builder<'_> {
     /// An instruction that is copied with other registers.
     pub fn generic(&mut self, insn: &Insn) {
         if insn.vector {
+            self.kept = [None; 2];
             self.want_vectors(insn);
         }
         let Some(access) = insn.memory else {
-            let mapped = Mapped::new(insn, &[A, B]);
+            let mapped = self.mapped_as_kept(insn);
             self.want_host(insn.needs());
-            return self.emit_mapped(insn, &mapped, None);
+            self.emit_mapped(insn, &mapped, None);
+            return self.keep(&mapped);
         };
         let mapped = Mapped::new(insn, &[B]);
         let operand = self.memory(insn, access, mapped.slots[0].is_some());
@@ -99,10 +106,29 @@ impl Builder<'_> {
         self.complete(insn, operand);
     }
 
+    /// Registers of an instruction without a memory operand: what is in a scratch register already stays there.
+    fn mapped_as_kept(&self, insn: &Insn) -> Mapped {
+        let mapped = Mapped::new(insn, &[A, B]);
+        let crossed = |n: usize| {
+            mapped.slots[n].is_some_and(|(number, scratch, ..)| self.kept[which(scratch) ^ 1] == Some(number))
+        };
+        if crossed(0) || crossed(1) { Mapped::new(insn, &[B, A]) } else { mapped }
+    }
+
+    /// What the scratch registers hold behind an instruction without a memory operand.
+    fn keep(&mut self, mapped: &Mapped) {
+        self.keeps = self.kept;
+        for &(number, scratch, ..) in mapped.slots.iter().flatten() {
+            self.keeps[which(scratch) ^ 1].take_if(|kept| *kept == number);
+            self.keeps[which(scratch)] = Some(number);
+        }
+    }
+
     fn emit_mapped(&mut self, insn: &Insn, mapped: &Mapped, mem: Option<Mem>) {
         let Some(raw) = &insn.raw else { return };
         for &(number, scratch, load, _) in mapped.slots.iter().flatten() {
-            if load {
+            let kept = mem.is_none() && self.kept[which(scratch)] == Some(number);
+            if load && !kept {
                 self.asm.load(scratch, guest_slot(number));
             }
         }
