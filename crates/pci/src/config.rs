@@ -41,8 +41,6 @@ pub mod reg {
 
     /// Capability ID of vendor-specific capabilities.
     pub const CAP_VENDOR: u8 = 0x09;
-    /// Capability ID of PCI Express.
-    pub const CAP_EXPRESS: u8 = 0x10;
     /// Capability ID of MSI-X.
     pub const CAP_MSIX: u8 = 0x11;
 }
@@ -196,14 +194,6 @@ impl ConfigSpace {
         self.cap_link = at + 1;
         self.next_cap = (at + 2 + body.len()).next_multiple_of(4);
         at as u16
-    }
-
-    /// Adds the PCI Express capability of a root-complex integrated endpoint (PCI Express 5.0, 7.5.3).
-    pub fn add_express(&mut self) {
-        let mut body = [0; 0x3a];
-        body[..2].copy_from_slice(&0x0092u16.to_le_bytes()); // version 2, type 9
-        body[2..6].copy_from_slice(&(1u32 << 15).to_le_bytes()); // role-based error reporting
-        self.add_capability(reg::CAP_EXPRESS, &body, &[]);
     }
 
     /// Adds the MSI-X capability (6.8.2); table and PBA lie in `bar` as [`Msix`] lays them out.
@@ -432,11 +422,11 @@ mod tests {
     fn capabilities_are_chained() {
         let mut config = sample();
         let first = config.add_capability(reg::CAP_VENDOR, &[16, 1, 2, 3, 4], &[]);
-        config.add_express();
+        config.add_capability(reg::CAP_VENDOR, &[4, 5], &[]);
         assert_eq!(dword(&config, 4) >> 16, u32::from(reg::STATUS_CAPABILITIES));
         assert_eq!(dword(&config, reg::CAPABILITIES) & 0xff, u32::from(first));
         assert_eq!(dword(&config, first) & 0xffff, 0x4809);
-        assert_eq!(dword(&config, 0x48), 0x0092_0010);
+        assert_eq!(dword(&config, 0x48), 0x0504_0009);
     }
 
     #[test]

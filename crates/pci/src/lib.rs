@@ -1,4 +1,4 @@
-//! PCI Express as a guest sees it: one root bus of root-complex integrated endpoints.
+//! PCI as a guest sees it: one root bus with PCI Express' configuration space, and conventional functions.
 //!
 //! A function implements [`PciFunction`] around a [`ConfigSpace`]; [`PciRoot`] finds it by slot, for
 //! the memory-mapped configuration space (ECAM) and the ports 0xcf8/0xcfc alike, and keeps its BARs
