@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use device::Timer;
@@ -55,8 +55,7 @@ impl Output {
     pub(crate) fn start(writer: Box<dyn Write + Send>, room: Arc<Timer>) -> std::io::Result<Output> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread =
-            thread::Builder::new().name("serial-out".into()).spawn(move || run(&theirs, writer, &room))?;
+        let thread = device::thread("serial-out").spawn(move || run(&theirs, writer, &room))?;
         Ok(Output { shared, thread: Some(thread) })
     }
 

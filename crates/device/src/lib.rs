@@ -10,9 +10,11 @@
 mod bus;
 mod irq;
 mod state;
+mod thread;
 mod timer;
 
 pub use bus::{Bus, BusDevice, Device, Overlap};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use state::{BadState, Snapshot};
+pub use thread::thread;
 pub use timer::{Timer, Timers};

@@ -40,7 +40,7 @@ impl Timers {
     pub fn start() -> std::io::Result<Timers> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread = thread::Builder::new().name("timers".into()).spawn(move || run(&theirs))?;
+        let thread = crate::thread("timers").spawn(move || run(&theirs))?;
         Ok(Timers { shared, thread: Some(thread) })
     }
 

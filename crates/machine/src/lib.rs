@@ -34,6 +34,7 @@ mod spec;
 mod state;
 
 pub use ::chipset::{PowerEvent, SerialInput};
+pub use ::device::thread;
 pub use chipset::ChipsetState;
 pub use describe::{Description, DeviceInfo, KernelInfo, PciInfo};
 pub use devices::PciState;

@@ -5,7 +5,6 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::thread;
 
 use vmm::{Request, State, Status};
 
@@ -100,7 +99,7 @@ struct Input {
 
 impl Input {
     fn start(self) -> io::Result<()> {
-        thread::Builder::new().name("keyboard".into()).spawn(move || self.run()).map(drop)
+        machine::thread("keyboard").spawn(move || self.run()).map(drop)
     }
 
     fn run(mut self) {

@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
@@ -44,7 +43,7 @@ impl Caught {
         let killer = Killer::default();
         let watch = Watch { control, output, timeout, killer: killer.clone(), asked: Mutex::default() };
         let watch = Arc::new(watch);
-        thread::Builder::new().name("signals".into()).spawn(move || watch.run(self.0))?;
+        machine::thread("signals").spawn(move || watch.run(self.0))?;
         Ok(killer)
     }
 }
@@ -92,7 +91,7 @@ impl Watch {
                 watch.kill(signal, "the guest did not power off in time, power cut");
             }
         };
-        if thread::Builder::new().name("countdown".into()).spawn(countdown).is_err()
+        if machine::thread("countdown").spawn(countdown).is_err()
             || self.control.request(Request::PowerButton).is_err()
         {
             self.kill(signal, "power cut");
@@ -125,7 +124,7 @@ pub fn leave_terminal_in_order() -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("signals".into()).spawn(body).map(drop)
+    machine::thread("signals").spawn(body).map(drop)
 }
 
 fn name(signal: i32) -> &'static str {

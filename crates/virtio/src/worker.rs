@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use mem::GuestRam;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -61,7 +61,7 @@ impl Worker {
         }
         let name = name.to_owned();
         let mut work = Work { name, epoll, handler, wake, descriptors, queues, ram, interrupt };
-        let thread = Builder::new().name(work.name.clone()).spawn(move || work.run())?;
+        let thread = device::thread(work.name.clone()).spawn(move || work.run())?;
         Ok(Worker { stop, thread: Some(thread) })
     }
 }

@@ -7,7 +7,6 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::thread;
 
 use machine::{ConsolePorts, PortStream};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -32,7 +31,7 @@ pub fn serve(ports: &ConsolePorts, client: UnixStream) -> io::Result<()> {
             log::debug!("a client of the guest's ports: {error}");
         }
     };
-    thread::Builder::new().name("guest-port".into()).spawn(body).map(drop)
+    machine::thread("guest-port").spawn(body).map(drop)
 }
 
 fn attend(ports: &ConsolePorts, mut client: UnixStream) -> io::Result<()> {
@@ -165,5 +164,5 @@ pub fn listen(ports: ConsolePorts, listener: UnixListener) -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("guest-ports".into()).spawn(body).map(drop)
+    machine::thread("guest-ports").spawn(body).map(drop)
 }

@@ -4,7 +4,6 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
 
 use engine::{CpuIo, Exit, StopHandle, Vcpu};
 
@@ -39,7 +38,7 @@ impl Slot {
     ) -> std::io::Result<Slot> {
         let (run, jobs) = mpsc::channel();
         let name = format!("vcpu{}", vcpu.id());
-        thread::Builder::new().name(name).spawn(move || serve(index, &jobs, &*io, &inbox))?;
+        machine::thread(name).spawn(move || serve(index, &jobs, &*io, &inbox))?;
         Ok(Slot { stop: vcpu.stop_handle(), run, parked: Some(vcpu) })
     }
 

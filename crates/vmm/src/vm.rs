@@ -3,7 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use engine::{Engine, Statistics};
@@ -207,7 +206,7 @@ fn launch(mut board: impl Board, options: Options) -> Result<(Control, Arc<Endin
     let ending = Arc::new(Ending::default());
     let theirs = ending.clone();
     let body = move || supervise(supervisor, &theirs);
-    thread::Builder::new().name("supervisor".into()).spawn(body).map_err(Error::Thread)?;
+    machine::thread("supervisor").spawn(body).map_err(Error::Thread)?;
     Ok((Control(inbox), ending))
 }
 
@@ -225,7 +224,7 @@ fn forward_events(events: Receiver<machine::PowerEvent>, inbox: Sender<Message>)
             }
         }
     };
-    thread::Builder::new().name("power".into()).spawn(body).map(drop).map_err(Error::Thread)
+    machine::thread("power").spawn(body).map(drop).map_err(Error::Thread)
 }
 
 /// What the machine would be made of. Opens its files and starts nothing.

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Sender};
-use std::thread;
 
 use machine::{ConsoleInput, SerialInput};
 
@@ -42,7 +41,7 @@ impl Line {
     pub fn keys(keyboard: Keyboard) -> io::Result<Line> {
         let (keys, typed) = mpsc::channel::<Vec<u8>>();
         let body = move || typed.iter().for_each(|bytes| keyboard.send(&bytes));
-        thread::Builder::new().name("typist".into()).spawn(body)?;
+        machine::thread("typist").spawn(body)?;
         Ok(Line::Keys(keys))
     }
 

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 /// Bytes the queue holds before the guest has to wait.
@@ -38,7 +37,7 @@ impl Output {
     pub fn start(sink: impl Write + Send + 'static) -> io::Result<Output> {
         let output = Output::default();
         let theirs = output.clone();
-        thread::Builder::new().name("output".into()).spawn(move || theirs.serve(sink))?;
+        machine::thread("output").spawn(move || theirs.serve(sink))?;
         Ok(output)
     }
 
@@ -140,6 +139,7 @@ impl Write for GuestEnd {
 mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::thread;
 
     /// A reader that takes a piece whenever the test asks for one.
     struct Slow(SyncSender<Vec<u8>>);

@@ -1,6 +1,7 @@
 //! Whole lives of VMs on a fake board: its vCPUs do what a script says.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 
 use engine::{CpuIo, CpuState, Exit, StopHandle, Vcpu};
 use machine::PowerEvent;
