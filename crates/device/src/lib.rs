@@ -8,12 +8,14 @@
 //! sinks never call back into a device.
 
 mod bus;
+mod doorbell;
 mod irq;
 mod state;
 mod thread;
 mod timer;
 
 pub use bus::{Bus, BusDevice, Device, Overlap};
+pub use doorbell::{Doorbell, DoorbellSink};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use state::{BadState, Snapshot};
 pub use thread::thread;

@@ -11,7 +11,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VmFd};
 use mem::{GuestRam, PAGE_SIZE, RamRange};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::doorbell::Doorbell;
 use crate::kick::{Kick, install_handler};
 use crate::routes::{PINS, Routes, wants_eoi};
 use crate::vcpu::KvmVcpu;
@@ -172,6 +174,10 @@ impl engine::Vm for KvmVm {
     fn send_nmi(&self, id: u32) {
         let address = 0xfee0_0000 | u64::from(id & 0xff) << 12;
         self.shared.send(Msi { address, data: DELIVER_NMI });
+    }
+
+    fn doorbell(&self, address: u64, event: EventFd) -> Option<Box<dyn Send + Sync>> {
+        Some(Box::new(Doorbell::new(self.shared.clone(), address, event)?))
     }
 
     fn log_writes(&self, on: bool) -> Result<(), Error> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm};
 use engine::x86::Activity;
 use engine::{Exit, Msi, Vcpu};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 guest!(
     ports_and_mmio,
@@ -85,6 +86,24 @@ fn a_long_mode_guest_reaches_devices_beyond_its_memory() {
     assert_eq!(guest.io.log(), expected);
     assert_eq!(guest.read(DATA), 0x0403_0201);
     assert_eq!(guest.read(DATA + 8), 0x0c0b_0a09_0807_0605);
+}
+
+#[test]
+fn a_doorbell_signals_its_event_and_is_no_exit() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::long_mode(&kvm, mmio());
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let doorbell = guest.vm.doorbell(0xd000_0008, event.try_clone().unwrap()).expect("a doorbell");
+    guest.run_to_end();
+    assert_eq!(event.read().unwrap(), 1);
+    assert!(!guest.io.log().contains(&Access::Store(0xd000_0008, vec![0x88])));
+    drop(doorbell);
+    let mut again = guest.state();
+    again.rip = CODE;
+    guest.set(again);
+    guest.run_to_end();
+    assert!(event.read().is_err());
+    assert!(guest.io.log().contains(&Access::Store(0xd000_0008, vec![0x88])));
 }
 
 // Enables the local APIC and waits for an interrupt; the handler, 0x80 further on, ends it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mem::GuestRam;
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Statistics, x86};
 
@@ -97,6 +98,12 @@ pub trait Vm: Send + Sync {
 
     /// Non-maskable interrupt to a vCPU.
     fn send_nmi(&self, id: u32);
+
+    /// From now on, until the result is dropped, a write of the guest to `address`, of any width and value,
+    /// signals `event` and is no [`CpuIo::mmio_write`]. `None` where that is no faster, or cannot be had.
+    fn doorbell(&self, _address: u64, _event: EventFd) -> Option<Box<dyn Send + Sync>> {
+        None
+    }
 
     /// Whether the guest's writes are to be told apart by page, for [`Vm::collect_writes`]. It costs the
     /// guest time while it is on. An engine that always knows has nothing to do.

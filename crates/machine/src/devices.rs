@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use device::{Bus, IrqSink, MsiSink, Snapshot};
+use device::{Bus, DoorbellSink, IrqSink, MsiSink, Snapshot};
 use disk::Disk;
 use mem::GuestRam;
 use net::{CountingSink, Link};
@@ -45,6 +45,7 @@ pub(crate) struct Wiring<'a> {
     pub(crate) mmio: &'a Arc<Bus>,
     pub(crate) ram: &'a GuestRam,
     pub(crate) msi: Arc<dyn MsiSink>,
+    pub(crate) doorbells: Arc<dyn DoorbellSink>,
     pub(crate) irqs: Arc<dyn IrqSink>,
 }
 
@@ -149,6 +150,7 @@ impl Devices {
         let windows =
             Windows { io: layout::PCI_PORTS, mem32: layout::PCI_MMIO_32, mem64: layout::PCI_MMIO_64 };
         let root = PciRoot::new(wiring.mmio.clone(), wiring.ports.clone(), windows);
+        root.set_doorbells(wiring.doorbells.clone());
         root.attach(wiring.mmio, layout::ECAM.start, wiring.ports)?;
         let host_bridge = Arc::new(Mutex::new(HostBridge::new()));
         root.add(HOST_BRIDGE, host_bridge.clone())?;

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chipset::{DualPic, IoApic};
-use device::{Bus, Msi, MsiSink};
+use device::{Bus, Doorbell, DoorbellSink, Msi, MsiSink};
 use engine::{CpuIo, Vm};
+use vmm_sys_util::eventfd::EventFd;
 
 /// The board as a vCPU sees it. It has no lock of its own: several vCPUs call at once.
 pub(crate) struct BoardIo {
@@ -48,8 +49,14 @@ impl CpuIo for BoardIo {
     }
 }
 
-/// Messages of devices and of the I/O APIC go to the engine.
+/// Messages of devices and of the I/O APIC go to the engine, and doorbells are wired by it.
 pub(crate) struct ToEngine(pub(crate) Arc<dyn Vm>);
+
+impl DoorbellSink for ToEngine {
+    fn wire(&self, address: u64, event: EventFd) -> Option<Doorbell> {
+        self.0.doorbell(address, event)
+    }
+}
 
 impl MsiSink for ToEngine {
     fn send(&self, msi: Msi) {

@@ -60,7 +60,8 @@ impl Machine {
         let timers =
             Timers::start().map_err(|source| Error::Thread { what: "the machine's timers", source })?;
         let (power, events) = power_sink();
-        let msi: Arc<dyn MsiSink> = Arc::new(ToEngine(vm.clone()));
+        let to_engine = Arc::new(ToEngine(vm.clone()));
+        let msi: Arc<dyn MsiSink> = to_engine.clone();
         let chipset = Chipset::new(Wiring {
             vm,
             msi: msi.clone(),
@@ -75,7 +76,8 @@ impl Machine {
         let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         chipset.attach(&ports, &mmio)?;
         let irqs = chipset.irqs.clone();
-        let wiring = devices::Wiring { ports: &ports, mmio: &mmio, ram: &ram, msi, irqs };
+        let wiring =
+            devices::Wiring { ports: &ports, mmio: &mmio, ram: &ram, msi, doorbells: to_engine, irqs };
         let devices = Devices::new(&wiring, spec, &mut host)?;
         let io = BoardIo { ports, mmio, pic: chipset.pic.clone(), ioapic: chipset.ioapic.clone() };
         let serial = lock(&chipset.com1).input();

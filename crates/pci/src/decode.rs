@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use device::{Bus, BusDevice};
+use device::{Bus, BusDevice, Doorbell, DoorbellSink};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{SharedFunction, Space, lock};
 
@@ -12,6 +13,10 @@ use crate::{SharedFunction, Space, lock};
 struct Window {
     function: SharedFunction,
     bar: usize,
+    /// Its first address, if it is in memory and somebody wires doorbells.
+    wiring: Option<(u64, Arc<dyn DoorbellSink>)>,
+    /// What is wired, by offset; gone when the BAR moves.
+    doorbells: Mutex<BTreeMap<u64, Option<Doorbell>>>,
 }
 
 impl BusDevice for Window {
@@ -20,7 +25,23 @@ impl BusDevice for Window {
     }
 
     fn bus_write(&self, offset: u64, data: &[u8]) {
-        lock(&self.function).bar_write(self.bar, offset, data);
+        let mut function = lock(&self.function);
+        function.bar_write(self.bar, offset, data);
+        let doorbell = self.wiring.as_ref().and_then(|_| function.doorbell(self.bar, offset));
+        drop(function);
+        if let Some(event) = doorbell {
+            self.wire(offset, event);
+        }
+    }
+}
+
+impl Window {
+    /// A doorbell that was used once will be again. Not before: a guest moves BARs while it starts, and most
+    /// queues of most devices are never used. One that cannot be had is not asked for again.
+    fn wire(&self, offset: u64, event: EventFd) {
+        if let Some((start, sink)) = &self.wiring {
+            lock(&self.doorbells).entry(offset).or_insert_with(|| sink.wire(start + offset, event));
+        }
     }
 }
 
@@ -47,11 +68,23 @@ pub(crate) struct Decode {
     ports: Arc<Bus>,
     wanted: BTreeMap<Key, Wanted>,
     mapped: BTreeMap<Key, Place>,
+    doorbells: Option<Arc<dyn DoorbellSink>>,
 }
 
 impl Decode {
     pub(crate) fn new(mmio: Arc<Bus>, ports: Arc<Bus>) -> Decode {
-        Decode { mmio, ports, wanted: BTreeMap::new(), mapped: BTreeMap::new() }
+        Decode { mmio, ports, wanted: BTreeMap::new(), mapped: BTreeMap::new(), doorbells: None }
+    }
+
+    /// Who wires the doorbells of what is mapped from now on.
+    pub(crate) fn set_doorbells(&mut self, sink: Arc<dyn DoorbellSink>) {
+        self.doorbells = Some(sink);
+    }
+
+    fn window(&self, function: &SharedFunction, bar: usize, place: &Place) -> Arc<Window> {
+        let memory = place.space == Space::Memory;
+        let wiring = self.doorbells.clone().filter(|_| memory).map(|sink| (place.range.start, sink));
+        Arc::new(Window { function: function.clone(), bar, wiring, doorbells: Mutex::default() })
     }
 
     fn bus(&self, space: Space) -> &Bus {
@@ -64,10 +97,17 @@ impl Decode {
     /// The function in `slot` now answers where its registers say.
     pub(crate) fn update(&mut self, slot: u8, function: &SharedFunction) {
         let decoded = lock(function).config().decoded();
-        self.wanted.retain(|key, _| key.0 != slot);
+        let (mut before, others): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut self.wanted).into_iter().partition(|(key, _)| key.0 == slot);
+        self.wanted = others;
         for (bar, space, range) in decoded {
-            let window = Arc::new(Window { function: function.clone(), bar });
-            self.wanted.insert((slot, bar), Wanted { place: Place { space, range }, window });
+            let place = Place { space, range };
+            // What stays where it is keeps its doorbells.
+            let wanted = match before.remove(&(slot, bar)).filter(|old| old.place == place) {
+                Some(old) => old,
+                None => Wanted { window: self.window(function, bar, &place), place },
+            };
+            self.wanted.insert((slot, bar), wanted);
         }
         self.unmap();
         self.map();

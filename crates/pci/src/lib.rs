@@ -21,6 +21,8 @@ mod root;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 pub use access::{ConfigAddress, ConfigData, Ecam};
 pub use bar::{Bar, BarKind, Space, Windows};
 pub use config::{Class, ConfigSpace, ConfigState, Identity, reg};
@@ -55,6 +57,12 @@ pub trait PciFunction: Send {
 
     /// A guest's write inside BAR `bar`.
     fn bar_write(&mut self, bar: usize, offset: u64, data: &[u8]);
+
+    /// The event that a write at `offset` of BAR `bar` does no more than signal, if it is such a place and in
+    /// use.
+    fn doorbell(&self, _bar: usize, _offset: u64) -> Option<EventFd> {
+        None
+    }
 
     /// Back to the power-on state, configuration space included.
     fn reset(&mut self);

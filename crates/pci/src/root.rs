@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use device::{Bus, BusDevice, Overlap};
+use device::{Bus, BusDevice, DoorbellSink, Overlap};
 use serde::Serialize;
 
 use crate::bar::Allocator;
@@ -85,6 +85,11 @@ impl PciRoot {
             windows,
             address: ConfigAddress::default(),
         })
+    }
+
+    /// Who wires the doorbells of the functions; before [`PciRoot::assign`].
+    pub fn set_doorbells(&self, sink: Arc<dyn DoorbellSink>) {
+        lock(&self.decode).set_doorbells(sink);
     }
 
     /// Puts ECAM for 256 buses at `ecam` of `mmio`, and 0xcf8 and 0xcfc on `ports`. The port 0xcf9
@@ -214,6 +219,8 @@ fn describe(slot: u8, function: &SharedFunction) -> FunctionInfo {
 mod tests {
     use super::*;
     use crate::{Class, ConfigSpace, HostBridge, Identity, PciFunction};
+    use device::Doorbell;
+    use vmm_sys_util::eventfd::EventFd;
 
     const ECAM: u64 = 0xe000_0000;
 
@@ -254,9 +261,52 @@ mod tests {
         fn bar_write(&mut self, bar: usize, offset: u64, _data: &[u8]) {
             self.written.push((bar, offset));
         }
+        fn doorbell(&self, bar: usize, offset: u64) -> Option<EventFd> {
+            (bar == 0 && offset == 0x10).then(|| EventFd::new(0).unwrap())
+        }
         fn reset(&mut self) {
             self.config.reset();
         }
+    }
+
+    /// The addresses that are wired.
+    #[derive(Clone, Default)]
+    struct Wires(Arc<Mutex<Vec<u64>>>);
+
+    struct Wire(Wires, u64);
+
+    impl DoorbellSink for Wires {
+        fn wire(&self, address: u64, _event: EventFd) -> Option<Doorbell> {
+            lock(&self.0).push(address);
+            Some(Box::new(Wire(self.clone(), address)))
+        }
+    }
+
+    impl Drop for Wire {
+        fn drop(&mut self) {
+            lock(&self.0.0).retain(|address| *address != self.1);
+        }
+    }
+
+    #[test]
+    fn a_doorbell_is_wired_when_it_is_used_and_moves_with_its_bar() {
+        let (board, wires) = (Board::new(), Wires::default());
+        board.root.set_doorbells(Arc::new(wires.clone()));
+        board.root.add(1, Echo::shared(0x1000)).unwrap();
+        board.root.assign().unwrap();
+        let wired = || lock(&wires.0).clone();
+        let bar = u64::from(board.ecam(1, 0x10) & !0xf);
+        board.mmio.write(bar + 0x14, &[0]);
+        assert!(wired().is_empty(), "that is no doorbell");
+        board.mmio.write(bar + 0x10, &[0]);
+        board.mmio.write(bar + 0x10, &[0]);
+        board.ecam_write(1, 0x3c, 7);
+        board.ecam_write(1, 4, 3);
+        assert_eq!(wired(), [bar + 0x10]);
+        board.ecam_write(1, 0x10, 0xd000_0000);
+        assert!(wired().is_empty());
+        board.mmio.write(0xd000_0010, &[0]);
+        assert_eq!(wired(), [0xd000_0010]);
     }
 
     struct Board {

@@ -2,7 +2,7 @@
 //!
 //! The way of a guest's disk write, hop by hop:
 //!
-//! 1. the guest kicks: it writes its queue's notification address → [`VirtioPci`] or, later, KVM
+//! 1. the guest kicks: it writes its queue's notification address → [`VirtioPci`], or KVM
 //!    signals the queue's event (`kick` in `pci.rs`);
 //! 2. the event wakes the device's thread, which begins a round (`worker.rs`);
 //! 3. [`Handler::process`] of `Work` in `blk/io.rs` takes every chain that is there

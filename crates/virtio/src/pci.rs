@@ -156,14 +156,6 @@ impl VirtioPci {
         &*self.device
     }
 
-    /// For each queue the BAR and offset that the driver writes, and the event that means. An
-    /// engine may signal it by itself instead of calling [`PciFunction::bar_write`].
-    pub fn kicks(&self) -> impl Iterator<Item = (usize, u64, &EventFd)> + '_ {
-        let base = block_offset(Block::Notify);
-        let offset = move |index: usize| base + index as u64 * u64::from(NOTIFY_STEP);
-        self.queues.iter().enumerate().map(move |(index, slot)| (REGISTERS_BAR, offset(index), &slot.kick))
-    }
-
     /// Lets requests under way finish and starts none until [`VirtioPci::resume`].
     pub fn pause(&mut self) {
         self.paused = true;
@@ -396,6 +388,14 @@ impl PciFunction for VirtioPci {
             MSIX_BAR => self.msix.bar_write(offset, data),
             _ => {}
         }
+    }
+
+    fn doorbell(&self, bar: usize, offset: u64) -> Option<EventFd> {
+        let within = offset.checked_sub(block_offset(Block::Notify)).filter(|within| *within < BLOCK)?;
+        let index = within / u64::from(NOTIFY_STEP);
+        let slot = self.queues.get(usize::try_from(index).ok()?)?;
+        let fits = bar == REGISTERS_BAR && within % u64::from(NOTIFY_STEP) == 0 && slot.live.is_some();
+        fits.then(|| slot.kick.try_clone().ok()).flatten()
     }
 
     fn reset(&mut self) {
