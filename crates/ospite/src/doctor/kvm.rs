@@ -1,7 +1,7 @@
 //! Hardware virtualization: whether the CPU has it, and whether the kernel lets us at it.
 
 use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use super::host::Host;
 use super::{Check, Verdict};
@@ -54,8 +54,12 @@ pub fn hardware(host: &Host) -> Check {
 /// Whether we may use it.
 pub fn device(host: &Host) -> Check {
     let path = host.path("dev/kvm");
-    match OpenOptions::new().read(true).write(true).open(&path) {
-        Ok(_) => Check::new("/dev/kvm", Verdict::Good, "may be opened"),
+    opened(host, OpenOptions::new().read(true).write(true).open(&path).map(drop))
+}
+
+fn opened(host: &Host, outcome: io::Result<()>) -> Check {
+    match outcome {
+        Ok(()) => Check::new("/dev/kvm", Verdict::Good, "may be opened"),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Check::new("/dev/kvm", Verdict::Note, "there, but not for this user")
                 .mend("sudo usermod -aG kvm \"$USER\", then log in again")
@@ -118,5 +122,27 @@ mod tests {
         let (_dir, host) = host("svm_lock", false);
         assert_eq!(hardware(&host).verdict, Verdict::Note);
         assert_eq!(device(&host).mend, None);
+    }
+
+    #[test]
+    fn a_user_who_may_not_is_told_the_group() {
+        let (_dir, host) = host("vmx", true);
+        assert_eq!(device(&host).finding, "may be opened");
+        let check = opened(&host, Err(ErrorKind::PermissionDenied.into()));
+        assert_eq!((check.verdict, check.finding.as_str()), (Verdict::Note, "there, but not for this user"));
+        assert_eq!(check.mend.as_deref(), Some("sudo usermod -aG kvm \"$USER\", then log in again"));
+        let check = opened(&host, Err(io::Error::from_raw_os_error(16)));
+        assert!(check.finding.contains("cannot be opened: ") && check.mend.is_none(), "{}", check.finding);
+    }
+
+    #[test]
+    fn a_machine_of_metal_is_sent_to_its_firmware_and_a_vm_of_intel_to_the_right_module() {
+        let (dir, host) = host("sse2", false);
+        let check = hardware(&host);
+        assert!(check.finding.contains("enable it in the firmware's setup") && check.mend.is_none());
+        let intel = "vendor_id\t: GenuineIntel\nflags\t\t: fpu hypervisor ht\n";
+        fs::write(dir.path().join("proc/cpuinfo"), intel).unwrap();
+        let check = hardware(&host);
+        assert!(check.mend.unwrap().contains("sudo modprobe kvm_intel nested=1"));
     }
 }
