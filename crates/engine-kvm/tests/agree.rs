@@ -4,9 +4,10 @@
 #![allow(unsafe_code)] // guest code is assembled into this program
 
 mod common;
+#[path = "agree/programs.rs"]
+mod programs;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use common::{Access, CODE, DATA, GDT, Guest, hardware, kvm, skipped};
@@ -15,352 +16,7 @@ use engine::x86::{CpuModel, CpuState, Segment};
 use engine::{Engine, Exit, Msi};
 use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
-
-guest!(
-    integers,
-    ".code64",
-    "mov rdi, 0xa000",
-    "mov rax, 0x0123456789abcdef",
-    "mov rbx, 0xfedcba9876543210",
-    "mov rcx, rax",
-    "add rcx, rbx",
-    "pushfq",
-    "adc ecx, -1",
-    "pushfq",
-    "sbb cx, 0x7fff",
-    "pushfq",
-    "cmp cl, bl",
-    "setg dl",
-    "setb dh",
-    "rol rax, 13",
-    "rcr ebx, 1",
-    "bswap r8",
-    "imul r9, rax, 0x1003",
-    "mul rbx",
-    "mov [rdi], rax",
-    "mov [rdi + 8], rdx",
-    "mov ecx, 0x10001",
-    "xor edx, edx",
-    "mov eax, 0x89abcdef",
-    "div ecx",
-    "mov [rdi + 16], rax",
-    "mov [rdi + 24], rdx",
-    "mov rax, -1000000007",
-    "cqo",
-    "mov ecx, 12345",
-    "idiv rcx",
-    "mov [rdi + 32], rax",
-    "mov [rdi + 40], rdx",
-    "mov r10, 0x00f0000000000000",
-    "bsf r11, r10",
-    "bsr r12, r10",
-    "bts qword ptr [rdi + 48], 70",
-    "lock xadd [rdi], r10",
-    "mov rax, [rdi + 8]",
-    "lock cmpxchg [rdi + 8], rdi",
-    "pushfq",
-    "movsx r13, byte ptr [rdi + 3]",
-    "movzx r14d, word ptr [rdi + 5]",
-    "shld r13, rax, 7",
-    "shrd r14w, ax, 3",
-    "sar r15, 5",
-    "lea rsi, [rdi + r11 * 2 - 0x60]",
-    "mov rcx, 10",
-    "lea rdi, [rdi + 0x100]",
-    "cld",
-    "rep movsb",
-    "std",
-    "mov al, 0x77",
-    "mov ecx, 5",
-    "rep stosw",
-    "cld",
-    "mov rdi, 0xa100",
-    "mov ecx, 100",
-    "mov al, 0x77",
-    "repne scasb",
-    "xor eax, eax",
-    "test eax, eax",
-    "out 0xf4, al",
-);
-
-guest!(
-    real_mode,
-    ".code16",
-    "mov ax, 0x900",
-    "mov ss, ax",
-    "mov sp, 0x800",
-    "mov ax, 0xa00",
-    "mov ds, ax",
-    "mov es, ax",
-    "mov word ptr [0], 0x1234",
-    "push cs",
-    "call 2f",
-    "pushf",
-    "pop word ptr [8]",
-    "mov si, 0",
-    "mov di, 0x20",
-    "mov cx, 8",
-    "rep movsw",
-    "enter 16, 0",
-    "mov [bp - 4], di",
-    "leave",
-    "mov eax, 0x12345678",
-    "mov [0x40], eax",
-    "xlatb",
-    "xor ax, ax",
-    "mov fs, ax",
-    "mov word ptr fs:[0x84], 0x1100", // vector 0x21
-    "mov word ptr fs:[0x86], 0",
-    "int 0x21",
-    "mov word ptr fs:[0], 0x1140", // divide error
-    "mov word ptr fs:[2], 0",
-    "xor bx, bx",
-    "xor dx, dx",
-    "div bx",
-    "cmp ax, ax",
-    "out 0xf4, al",
-    "2: mov word ptr [10], 0x5678",
-    "retf",
-    ".balign 0x100",
-    "mov word ptr [12], 0x2121",
-    "iret",
-    ".balign 0x40",
-    "mov word ptr [14], 0xdede",
-    "mov bx, 7",
-    "iret",
-);
-
-guest!(
-    decimals,
-    ".code16",
-    "mov di, 0xa000",
-    "mov al, 0x38",
-    "add al, 0x45",
-    "daa",
-    "mov [di + 2], al",
-    "mov al, 0x79",
-    "sub al, 0x88",
-    "das",
-    "mov [di + 3], al",
-    "mov ax, 0x0a7",
-    "aam",
-    "mov [di + 4], ax",
-    "aad",
-    "mov [di + 6], ax",
-    "mov ax, 0x0907",
-    "aaa",
-    "mov [di + 8], ax",
-    "cmp ax, ax",
-    "out 0xf4, al",
-);
-
-// Faults with and without error codes; each handler notes what it gets and goes on behind the fault.
-guest!(
-    faults,
-    ".code64",
-    "mov rdi, 0xa000",
-    "lea r15, [rip + 1f]",
-    "ud2",
-    "1: lea r15, [rip + 2f]",
-    "mov rax, 0x8000000000000000", // not canonical
-    "mov rbx, [rax]",
-    "2: lea r15, [rip + 3f]",
-    "xor ecx, ecx",
-    "xor edx, edx",
-    "div rcx",
-    "3: lea r15, [rip + 4f]",
-    "mov rax, 0xc0000000",
-    "invlpg [rax]",
-    "mov qword ptr [0x11018], 0", // the fourth GiB is gone
-    "mov rbx, cr3",
-    "mov cr3, rbx",
-    "mov [rax + 0x123], rcx",
-    "4: lea r15, [rip + 5f]",
-    "mov ax, 0x48", // beyond the GDT
-    "mov fs, ax",
-    "5: int3",
-    "mov cr2, rcx",
-    "xor eax, eax",
-    "test eax, eax",
-    "out 0xf4, al",
-    ".balign 0x100",
-    // 0x100: without an error code
-    "mov rax, [rsp]",
-    "mov [rdi], rax",
-    "mov [rsp], r15",
-    "mov rax, cr2",
-    "mov [rdi + 8], rax",
-    "add rdi, 16",
-    "iretq",
-    ".balign 0x40",
-    // 0x140: with one
-    "mov rax, [rsp + 8]",
-    "mov [rdi], rax",
-    "pop qword ptr [rdi + 8]",
-    "mov rax, cr2",
-    "mov [rdi + 16], rax",
-    "mov [rsp], r15",
-    "add rdi, 24",
-    "iretq",
-    ".balign 0x40",
-    // 0x180: a trap
-    "mov rax, [rsp]",
-    "mov [rdi], rax",
-    "iretq",
-);
-
-// Down to ring 3 and back by SYSCALL, INT and a fault; ring 3's pages are all user pages.
-guest!(
-    rings,
-    ".code64",
-    "mov ecx, 0xc0000081", // STAR
-    "mov edx, 0x00180008",
-    "xor eax, eax",
-    "wrmsr",
-    "inc ecx", // LSTAR
-    "lea rax, [rip + 3f]",
-    "xor edx, edx",
-    "wrmsr",
-    "mov ecx, 0xc0000084", // FMASK
-    "mov eax, 0x400",
-    "wrmsr",
-    "mov rcx, 0x1100",
-    "mov r11, 0x402",
-    "sysretq",
-    "3: mov [0xa010], rcx",
-    "mov [0xa018], r11",
-    "pushfq",
-    "pop qword ptr [0xa020]",
-    "mov rsp, 0x8f00",
-    "swapgs",
-    "sysretq",
-    ".balign 0x100",
-    "mov rsp, 0x8800",
-    "mov [0xa000], cs",
-    "mov [0xa002], ss",
-    "syscall",
-    "int 0x30",
-    "hlt", // a fault
-    "ud2",
-    ".balign 0x100",
-    // 0x200: INT 0x30
-    "mov rax, [rsp + 24]",
-    "mov [0xa028], rax",
-    "mov [0xa030], rsp",
-    "iretq",
-    ".balign 0x40",
-    // 0x240: #GP of the HLT
-    "pop rax",
-    "pop rbx",
-    "mov [0xa038], rbx",
-    "xor eax, eax",
-    "test eax, eax",
-    "out 0xf4, al",
-);
-
-guest!(
-    devices,
-    ".code64",
-    "mov rbx, 0xd0000000",
-    "mov dx, 0x1234",
-    "in al, dx",
-    "mov [0xa000], al",
-    "in ax, dx",
-    "mov [0xa002], ax",
-    "in eax, dx",
-    "mov [0xa004], rax",
-    "mov rdi, 0xa010",
-    "mov ecx, 3",
-    "rep insd",
-    "mov rsi, 0xa000",
-    "mov ecx, 5",
-    "rep outsb",
-    "movzx eax, byte ptr [rbx + 1]",
-    "movsx rcx, word ptr [rbx + 2]",
-    "add [rbx + 8], ecx", // load and store
-    "mov [rbx + 0x10], rcx",
-    "or byte ptr [rbx + 0x20], 1",
-    "xchg [rbx + 0x30], r10d",
-    "mov rsi, rbx",
-    "mov rdi, 0xa040",
-    "mov ecx, 4",
-    "rep movsd",
-    "push qword ptr [rbx + 0x38]",
-    "pop r12",
-    "xor eax, eax",
-    "test eax, eax",
-    "out 0xf4, al",
-);
-
-// The local APIC: self-IPIs of two priorities, TPR, EOI.
-guest!(
-    apic,
-    ".code64",
-    "mov rbx, 0xfee00000",
-    "mov rdi, 0xa000",
-    "mov dword ptr [rbx + 0xf0], 0x1ff",
-    "mov eax, 6",
-    "mov cr8, rax",
-    "sti",
-    "mov dword ptr [rbx + 0x300], 0x40050", // self, vector 0x50: held back
-    "mov dword ptr [rbx + 0x300], 0x40070", // 0x70: comes
-    "mov eax, [rbx + 0x220]",               // IRR
-    "mov [rdi], eax",
-    "mov eax, [rbx + 0xa0]", // PPR
-    "mov [rdi + 4], eax",
-    "add rdi, 8",
-    "xor eax, eax",
-    "mov cr8, rax", // now 0x50
-    "nop",
-    "cli",
-    "mov eax, [rbx + 0x20]",
-    "mov ecx, [rbx + 0x30]",
-    "and ecx, 0xff",
-    "mov edx, [rbx + 0x350]",
-    "mov r8d, [rbx + 0x360]",
-    "xor r9d, r9d",
-    "test r9, r9",
-    "out 0xf4, al",
-    ".balign 0x100",
-    // 0x100: 0x50
-    "mov dword ptr [rdi], 0x5050",
-    "jmp 2f",
-    ".balign 0x40",
-    // 0x140: 0x70
-    "mov dword ptr [rdi], 0x7070",
-    "2: mov eax, [rbx + 0x120]", // ISR
-    "mov [rdi + 4], eax",
-    "mov eax, [rbx + 0x130]",
-    "mov [rdi + 8], eax",
-    "mov eax, [rbx + 0xa0]",
-    "mov [rdi + 12], eax",
-    "add rdi, 16",
-    "mov dword ptr [rbx + 0xb0], 0",
-    "iretq",
-);
-
-guest!(
-    vectors,
-    ".code64",
-    "mov rax, 0x4009000000000000", // 3.125
-    "movq xmm0, rax",
-    "sqrtsd xmm1, xmm0",
-    "mulpd xmm1, xmm0",
-    "pshufd xmm2, xmm1, 0x1b",
-    "paddq xmm2, xmm0",
-    "movdqu [0xa000], xmm2",
-    "fld qword ptr [0xa000]",
-    "fld1",
-    "fadd st(0), st(1)",
-    "fstp tbyte ptr [0xa010]",
-    "vbroadcastsd ymm5, xmm0",
-    "vaddpd ymm6, ymm5, [0xa000]",
-    "vmovupd [0xa040], ymm6",
-    "vzeroupper",
-    "xor eax, eax",
-    "test eax, eax",
-    "out 0xf4, al",
-);
+use programs::*;
 
 /// What no two runs, or no two engines, have alike.
 fn comparable(mut state: CpuState) -> CpuState {
@@ -514,36 +170,6 @@ fn vector_instructions() {
     compare("vectors", guest);
 }
 
-// Computes for a while; tells each round.
-guest!(
-    long_computation,
-    ".code64",
-    "mov r8d, 60",
-    "mov rax, 0x243f6a8885a308d3",
-    "2: mov ecx, 300",
-    "3: mov rdx, rax",
-    "shl rdx, 13",
-    "xor rax, rdx",
-    "mov rdx, rax",
-    "shr rdx, 7",
-    "xor rax, rdx",
-    "mov rdx, rax",
-    "shl rdx, 17",
-    "xor rax, rdx",
-    "mov rdx, rax",
-    "and edx, 0xff8",
-    "add [rdx + 0xa000], rax",
-    "push rax",
-    "add rax, [rsp]",
-    "pop rdx",
-    "dec ecx",
-    "jnz 3b",
-    "out 0x80, al",
-    "dec r8d",
-    "jnz 2b",
-    "out 0xf4, al",
-);
-
 #[test]
 fn a_guest_that_moves_between_engines_comes_to_the_same_result() {
     let Some(kvm) = kvm() else { return };
@@ -566,22 +192,16 @@ fn moves_and_computes(kvm: &KvmEngine, model: CpuModel) {
     let mut told = Vec::new();
     let moves = AtomicU32::new(0);
     loop {
-        let stop = guest.cpus[0].stop_handle();
         // After each eighth round; and the longer it takes, the later, so that it ends anywhere at all.
         let rounds = AtomicU32::new(0);
-        let at_round = stop.clone();
+        let at_round = guest.cpus[0].stop_handle();
         *guest.io.hook.lock().unwrap() = Some(Box::new(move |access| {
             if matches!(access, Access::Out(0x80, _)) && rounds.fetch_add(1, Ordering::Relaxed) == 7 {
                 at_round.stop();
             }
         }));
         let patience = Duration::from_millis(20) * (1 + moves.load(Ordering::Relaxed));
-        let stopper = thread::spawn(move || {
-            thread::sleep(patience);
-            stop.stop();
-        });
-        assert_eq!(guest.cpus[0].run(&*guest.io).unwrap(), Exit::Stopped);
-        stopper.join().unwrap();
+        guest.stop_after(patience);
         told.extend(guest.io.written(0x80));
         if guest.io.ended.load(Ordering::SeqCst) {
             break;
@@ -596,26 +216,6 @@ fn moves_and_computes(kvm: &KvmEngine, model: CpuModel) {
     assert_eq!(guest.state().gpr, straight.state().gpr);
 }
 
-// Waits for interrupts; notes each, and ends with the third.
-guest!(
-    waits,
-    ".code64",
-    "mov rbx, 0xfee00000",
-    "mov dword ptr [rbx + 0xf0], 0x1ff",
-    "mov al, 1",
-    "out 0x80, al",
-    "sti",
-    "2: hlt",
-    "jmp 2b",
-    ".balign 0x80",
-    "mov dword ptr [rbx + 0xb0], 0",
-    "inc qword ptr [0xa000]",
-    "cmp qword ptr [0xa000], 3",
-    "jne 3f",
-    "out 0xf4, al",
-    "3: iretq",
-);
-
 #[test]
 fn a_halted_guest_moves_with_an_interrupt_that_it_has_not_taken() {
     let Some(kvm) = kvm() else { return };
@@ -623,13 +223,7 @@ fn a_halted_guest_moves_with_an_interrupt_that_it_has_not_taken() {
     let mut guest = Guest::long_mode(&kvm, waits());
     guest.handle(0x41, CODE + 0x80);
     for there in [&soft as &dyn Engine, &kvm, &soft] {
-        let stop = guest.cpus[0].stop_handle();
-        let stopper = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(50));
-            stop.stop();
-        });
-        assert_eq!(guest.cpus[0].run(&*guest.io).unwrap(), Exit::Stopped);
-        stopper.join().unwrap();
+        guest.stop_after(Duration::from_millis(50));
         // Into the local APIC of a vCPU that stands still.
         guest.vm.send_msi(Msi { address: 0xfee0_0000, data: 0x41 });
         guest = guest.move_to(there);
@@ -663,26 +257,6 @@ fn a_running_timer_moves() {
     assert!((200..2000).contains(&took), "30 ms and twice 100 ms took {took} ms");
     assert_eq!(there.read(DATA), 3);
 }
-
-// Asks for the leaves and subleaves at 0xa000, as many as EBP says, and writes the answers to 0xb000.
-guest!(
-    identifies,
-    ".code64",
-    "mov rsi, 0xa000",
-    "mov rdi, 0xb000",
-    "2: mov eax, [rsi]",
-    "mov ecx, [rsi + 4]",
-    "cpuid",
-    "mov [rdi], eax",
-    "mov [rdi + 4], ebx",
-    "mov [rdi + 8], ecx",
-    "mov [rdi + 12], edx",
-    "add rsi, 8",
-    "add rdi, 16",
-    "dec ebp",
-    "jnz 2b",
-    "out 0xf4, al",
-);
 
 /// The models that both engines offer here; those that QEMU's translator can be without are said so.
 fn models(kvm: &KvmEngine) -> Vec<CpuModel> {

@@ -257,13 +257,7 @@ fn the_pic_wakes_a_halted_guest_from_another_thread() {
 fn a_halted_guest_is_stopped_moved_and_woken_there() {
     let Some(kvm) = kvm() else { return };
     let mut guest = Guest::real_mode(&kvm, pic());
-    let stop = guest.cpus[0].stop_handle();
-    let stopper = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(200));
-        stop.stop();
-    });
-    assert_eq!(guest.cpus[0].run(&*guest.io).unwrap(), Exit::Stopped);
-    stopper.join().unwrap();
+    guest.stop_after(Duration::from_millis(200));
     assert_eq!(guest.state().activity, Activity::Halted);
     let mut there = guest.move_to(&kvm);
     assert_eq!(there.state().activity, Activity::Halted);
@@ -294,13 +288,7 @@ fn a_timer_that_runs_goes_on_after_a_move() {
     let mut guest = Guest::long_mode(&kvm, timer());
     guest.handle(0x41, HANDLER);
     let started = Instant::now();
-    let stop = guest.cpus[0].stop_handle();
-    let stopper = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(100));
-        stop.stop();
-    });
-    assert_eq!(guest.cpus[0].run(&*guest.io).unwrap(), Exit::Stopped);
-    stopper.join().unwrap();
+    guest.stop_after(Duration::from_millis(100));
     let left = guest.state().lapic.timer_left_ns.expect("the timer runs");
     assert!((50_000_000..250_000_000).contains(&left), "{left} ns are left of 300 ms");
     let mut there = guest.move_to(&kvm);
@@ -333,13 +321,7 @@ fn a_busy_guest_stops_when_it_is_told_and_goes_on() {
     assert_eq!(guest.state().gpr[0], 0);
     let mut before = 0;
     for _ in 0..3 {
-        let stop = guest.cpus[0].stop_handle();
-        let stopper = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(50));
-            stop.stop();
-        });
-        assert_eq!(guest.cpus[0].run(&*guest.io).unwrap(), Exit::Stopped);
-        stopper.join().unwrap();
+        guest.stop_after(Duration::from_millis(50));
         let after = guest.state().gpr[0];
         assert!(after > before, "{after} after {before}");
         before = after;

@@ -50,7 +50,7 @@ macro_rules! guest {
             concat!("guest_", stringify!($name), "_end:"),
             ".popsection",
         );
-        fn $name() -> &'static [u8] {
+        pub fn $name() -> &'static [u8] {
             unsafe extern "C" {
                 #[link_name = concat!("guest_", stringify!($name), "_start")]
                 static START: u8;
@@ -308,6 +308,17 @@ impl Guest {
         if !self.io.ended.load(Ordering::SeqCst) {
             panic!("not at its end: {:x?}, {:x?}", self.io.log(), self.state());
         }
+    }
+
+    /// Runs for a while and is stopped then, if it has not stopped before.
+    pub fn stop_after(&mut self, time: Duration) {
+        let stop = self.cpus[0].stop_handle();
+        let stopper = thread::spawn(move || {
+            thread::sleep(time);
+            stop.stop();
+        });
+        assert_eq!(self.cpus[0].run(&*self.io).unwrap(), Exit::Stopped);
+        stopper.join().unwrap();
     }
 
     /// All of its memory.
