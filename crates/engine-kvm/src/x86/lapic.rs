@@ -20,13 +20,15 @@ mod reg {
     pub(super) const HIDDEN_ERRORS: usize = 0x29;
     pub(super) const LVT_TIMER: usize = 0x32;
     pub(super) const LVT_LINT1: usize = 0x36;
+    pub(super) const INITIAL_COUNT: usize = 0x38;
     pub(super) const CURRENT_COUNT: usize = 0x39;
     pub(super) const DIVIDE: usize = 0x3e;
 }
 
 /// IA32_APIC_BASE: x2APIC mode.
 const X2APIC: u64 = 1 << 10;
-/// LVT timer mode "TSC deadline" (SDM 3A, 11.5.4).
+/// LVT timer modes "periodic" and "TSC deadline" (SDM 3A, 11.5.4).
+const PERIODIC: u32 = 1;
 const TSC_DEADLINE: u32 = 2;
 /// LVT entry: unmasked NMI.
 const LVT_NMI: u32 = 4 << 8;
@@ -69,11 +71,21 @@ pub(super) fn save(fd: &VcpuFd, state: &mut CpuState) -> Result<(), Error> {
         // KVM shows the ID where xAPIC mode has it; software sees all 32 bits.
         regs[reg::ID] >>= 24;
     }
-    // KVM's timer counts nanoseconds before division.
-    let left = u64::from(regs[reg::CURRENT_COUNT]) * divisor(regs[reg::DIVIDE]);
-    *timer_left_ns = (timer_mode(&regs) != TSC_DEADLINE && left != 0).then_some(left);
+    *timer_left_ns = timer_left(&regs);
     *saved = regs.to_vec();
     Ok(())
+}
+
+/// KVM's timer counts nanoseconds before division. A period that is over, and whose end the host's timer has
+/// not come round to yet, has none left: the timer runs all the same.
+fn timer_left(regs: &[u32; REGISTERS]) -> Option<u64> {
+    let left = u64::from(regs[reg::CURRENT_COUNT]) * divisor(regs[reg::DIVIDE]);
+    let overdue = timer_mode(regs) == PERIODIC && regs[reg::INITIAL_COUNT] != 0;
+    match timer_mode(regs) {
+        TSC_DEADLINE => None,
+        _ if left != 0 => Some(left),
+        _ => overdue.then_some(1),
+    }
 }
 
 /// Sets the registers and starts the timer. Comes after the base.
@@ -118,6 +130,17 @@ mod tests {
         for (code, by) in table {
             assert_eq!(divisor(code), by, "{code:04b}");
         }
+    }
+
+    #[test]
+    fn a_period_that_is_over_is_one_that_ends_at_once() {
+        let mut regs = [0; REGISTERS];
+        (regs[reg::LVT_TIMER], regs[reg::INITIAL_COUNT]) = (PERIODIC << 17, 1000);
+        assert_eq!(timer_left(&regs), Some(1));
+        (regs[reg::CURRENT_COUNT], regs[reg::DIVIDE]) = (30, 0);
+        assert_eq!(timer_left(&regs), Some(60));
+        (regs[reg::LVT_TIMER], regs[reg::CURRENT_COUNT]) = (0, 0);
+        assert_eq!(timer_left(&regs), None, "one that ran once has expired");
     }
 
     #[test]
