@@ -27,6 +27,7 @@ const SAVED: &[(u32, u32)] = &[
     (msr::IA32_MTRR_DEF_TYPE, msr::IA32_MTRR_DEF_TYPE),
     (msr::IA32_XSS, msr::IA32_XSS),
     (KVM_WALL_CLOCK, KVM_SYSTEM_TIME),
+    (KVM_PV_EOI, KVM_PV_EOI),
     (msr::STAR, msr::FMASK),
     (msr::KERNEL_GS_BASE, msr::TSC_AUX),
     (0xc001_0010, 0xc001_0010), // AMD SYSCFG
@@ -37,6 +38,8 @@ const SAVED: &[(u32, u32)] = &[
 /// Paravirtual clock.
 pub(super) const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
 const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+/// Where in guest memory the guest ends interrupts without an exit.
+const KVM_PV_EOI: u32 = 0x4b56_4d04;
 
 /// Which of [`SAVED`] the VM's CPU model and this host's KVM have; found out once a VM.
 pub(crate) struct MsrTable {
