@@ -19,5 +19,5 @@ ldd "$qemu" | grep -o '/[^ ]*' | while read -r file; do cp --parents -L "$file" 
 for rom in seabios/bios-256k.bin qemu/linuxboot.bin qemu/linuxboot_dma.bin qemu/kvmvapic.bin; do
     cp --parents -L "/usr/share/$rom" "$extra"
 done
-OSPITE_TEST_KVM_EXTRA=$extra OSPITE_TEST_KVM_LIMIT=${OSPITE_TEST_KVM_LIMIT:-900} \
+OSPITE_TEST_KVM_EXTRA=$extra OSPITE_TEST_KVM_LIMIT=${OSPITE_TEST_KVM_LIMIT:-$((900 * ${OSPITE_PATIENCE:-1}))} \
     "$tools/test-kvm.sh" 'sh /kvm/bench.sh'

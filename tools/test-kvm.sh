@@ -6,12 +6,13 @@
 #
 # Usage: tools/test-kvm.sh [COMMAND]     COMMAND for the inside's shell instead of the tests; what it
 #                                        needs is in /kvm: ospite, tests/*, vmlinuz, busybox.cpio
+# OSPITE_PATIENCE        how many times as long everything may take
 # OSPITE_TEST_KVM_EXTRA  a folder that is put into the nested machine's / as it is
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:$HOME/.cargo/bin
 cd "$tools/.."
-command=${1:-sh /kvm/inside.sh}
-limit=${OSPITE_TEST_KVM_LIMIT:-300}
+command="export OSPITE_PATIENCE=${OSPITE_PATIENCE:-1}; ${1:-sh /kvm/inside.sh}"
+limit=${OSPITE_TEST_KVM_LIMIT:-$((300 * ${OSPITE_PATIENCE:-1}))}
 
 "$tools/install-qemu.sh"
 "$tools/guest-kernels.sh"

@@ -12,5 +12,5 @@ mod shell;
 mod transcript;
 
 pub use ospite::{Ospite, Refusal};
-pub use session::{End, Session};
+pub use session::{End, Session, patience};
 pub use shell::Shell;

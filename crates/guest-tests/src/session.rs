@@ -165,7 +165,7 @@ fn settle(transcript: &Transcript) {
 }
 
 /// Slow hosts may be given more time: `OSPITE_PATIENCE=3` makes every wait three times as long.
-fn patience(seconds: u64) -> Duration {
+pub fn patience(seconds: u64) -> Duration {
     let factor = std::env::var("OSPITE_PATIENCE").ok().and_then(|factor| factor.parse().ok());
     Duration::from_secs(seconds * factor.unwrap_or(1))
 }

@@ -11,18 +11,19 @@ use std::process::Command;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::x86::CpuModel;
 use engine::{Engine, Exit, Vcpu};
 use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 use guest_tests::artefacts::{Kernel, cloud_kernel};
+use guest_tests::patience;
 use machine::{BootSpec, DiskSpec, HostIo, Machine, MachineState, PowerEvent, VmSpec};
 use mem::{Bytes, GuestAddress, GuestRam};
 
 /// How long the guest may take from one move to the next.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: u64 = 120;
 /// What guest and host compute: each round hashes the sum so far with a piece of the disk and writes the new
 /// sum to the disk, and to a file of which the last round has all.
 const ROUNDS: &str = "s=0; for i in 0 1 2 3 4 5 6 7 8 9; do \
@@ -60,7 +61,7 @@ impl Screen {
     fn wait_for(&self, words: &str) {
         let text = self.0.0.lock().unwrap();
         let (text, timeout) =
-            self.0.1.wait_timeout_while(text, PATIENCE, |text| !text.contains(words)).unwrap();
+            self.0.1.wait_timeout_while(text, patience(PATIENCE), |text| !text.contains(words)).unwrap();
         assert!(!timeout.timed_out(), "no {words:?} in:\n{text}");
     }
 }

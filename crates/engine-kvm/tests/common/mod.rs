@@ -30,7 +30,7 @@ pub const IDT: u64 = 0x1_7000;
 const TSS: u64 = 0x1_8000;
 /// The second kilobyte of interrupt stubs; see [`Guest::handle`].
 pub const SIZE: u64 = 0x20_0000;
-/// How long a guest may take.
+/// How long a guest may take, where `OSPITE_PATIENCE` does not say how many times as long.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The guest writes here when it is done.
 pub const END_PORT: u16 = 0xf4;
@@ -50,7 +50,7 @@ macro_rules! guest {
             concat!("guest_", stringify!($name), "_end:"),
             ".popsection",
         );
-        pub fn $name() -> &'static [u8] {
+        pub(crate) fn $name() -> &'static [u8] {
             unsafe extern "C" {
                 #[link_name = concat!("guest_", stringify!($name), "_start")]
                 static START: u8;
@@ -297,7 +297,7 @@ impl Guest {
         let (done, wait) = mpsc::channel::<()>();
         let stop = self.cpus[0].stop_handle();
         let watchdog = thread::spawn(move || {
-            if wait.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if wait.recv_timeout(patience()) == Err(mpsc::RecvTimeoutError::Timeout) {
                 stop.stop();
             }
         });
@@ -339,6 +339,10 @@ impl Guest {
         there.io.pic.lock().unwrap().extend(self.io.pic.lock().unwrap().iter());
         there
     }
+}
+
+fn patience() -> Duration {
+    PATIENCE * std::env::var("OSPITE_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 pub fn set_msr(state: &mut X86State, index: u32, value: u64) {
