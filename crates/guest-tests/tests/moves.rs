@@ -136,6 +136,7 @@ fn spec(disk: &Path, cpus: u32) -> VmSpec {
         },
         nets: Vec::new(),
         test_device: false,
+        agent: false,
     }
 }
 
@@ -179,7 +180,7 @@ fn moves(cpus: u32, first: usize, at: &[usize]) {
         println!("after {:?}: goes on with the {} engine", start.elapsed(), there.name());
     }
     on.run(|events| {
-        let end = events.recv_timeout(PATIENCE);
+        let end = events.recv_timeout(patience(PATIENCE));
         assert_eq!(end, Ok(PowerEvent::PowerOff), "{}", screen.text());
     });
     on.machine.flush().unwrap();

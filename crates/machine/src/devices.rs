@@ -65,7 +65,7 @@ pub(crate) struct Devices {
     host_bridge: Arc<Mutex<HostBridge>>,
     slots: Vec<Slot>,
     console: Option<ConsoleInput>,
-    ports: ConsolePorts,
+    ports: Option<ConsolePorts>,
 }
 
 /// Puts devices into slots.
@@ -97,13 +97,23 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The console device is always there, for the guest agent; its console only if it is asked for.
-    fn add_console(&mut self, host: &mut HostIo) -> Result<(Option<ConsoleInput>, ConsolePorts), Error> {
+    /// One device for the console and for the guest agent; it is there if either is asked for. A guest looks
+    /// at each of its thirty queues while it starts, which takes longer than all other devices together.
+    fn add_console(
+        &mut self,
+        agent: bool,
+        host: &mut HostIo,
+    ) -> Result<(Option<ConsoleInput>, Option<ConsolePorts>), Error> {
         let out = host.console_out.take();
+        let backend = match (out.is_some(), agent) {
+            (true, true) => "the host's console, guest agent",
+            (true, false) => "the host's console",
+            (false, true) => "guest agent",
+            (false, false) => return Ok((None, None)),
+        };
         let asked = out.is_some();
         let console = Console::new(out).map_err(|source| Error::Device { slot: CONSOLE, source })?;
-        let (input, ports) = (asked.then(|| console.input()), console.ports());
-        let backend = if asked { "the host's console, guest agent" } else { "guest agent" };
+        let (input, ports) = (asked.then(|| console.input()), agent.then(|| console.ports()));
         self.add(CONSOLE, console, backend.into(), None)?;
         Ok((input, ports))
     }
@@ -157,7 +167,7 @@ impl Devices {
         let intx = IntxRouter::new(wiring.irqs.clone());
         let mut builder = Builder { wiring, intx, root: root.clone(), slots: Vec::new() };
         builder.add(RNG, Rng::new(), "the host's random numbers".into(), None)?;
-        let (console, ports) = builder.add_console(host)?;
+        let (console, ports) = builder.add_console(spec.agent, host)?;
         let mut links = host.links.drain(..);
         for (index, net) in (0..).zip(&spec.nets) {
             builder.add_net(index, net, links.next())?;
@@ -178,8 +188,8 @@ impl Devices {
     }
 
     /// The way to the guest agent.
-    pub(crate) fn ports(&self) -> &ConsolePorts {
-        &self.ports
+    pub(crate) fn ports(&self) -> Option<&ConsolePorts> {
+        self.ports.as_ref()
     }
 
     pub(crate) fn reset(&self) -> Result<(), Error> {

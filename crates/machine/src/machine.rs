@@ -138,9 +138,10 @@ impl Machine {
         self.devices.console().cloned()
     }
 
-    /// The ways to programs in the guest: its agent, and streams for what the agent starts.
-    pub fn ports(&self) -> ConsolePorts {
-        self.devices.ports().clone()
+    /// The ways to programs in the guest, if they were asked for: its agent, and streams for what the agent
+    /// starts.
+    pub fn ports(&self) -> Option<ConsolePorts> {
+        self.devices.ports().cloned()
     }
 
     /// The guest's memory.

@@ -27,6 +27,8 @@ pub struct VmSpec {
     /// A device by which CPU test suites drive the machine.
     #[serde(default)]
     pub test_device: bool,
+    /// There is a way to programs in the guest: a port for its agent, and streams.
+    pub agent: bool,
 }
 
 /// A disk of the machine.

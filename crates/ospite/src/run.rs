@@ -47,6 +47,7 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
         nets: network::cards(args.name(), &machine.network.settings()),
         test_device: args.test_device,
+        agent: args.agent_socket.is_some(),
     })
 }
 
@@ -90,7 +91,8 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     io.links = network::attach_cards(args.name(), &args.machine.network.settings(), &spec.nets)?;
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
-    let _socket = args.agent_socket.as_deref().map(|path| AgentSocket::open(path, vm.ports())).transpose()?;
+    let agent = args.agent_socket.as_deref().zip(vm.ports());
+    let _socket = agent.map(|(path, ports)| AgentSocket::open(path, ports)).transpose()?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
     let (control, reader) = (vm.control(), output.clone());

@@ -83,7 +83,7 @@ fn start(home: &Home, folder: &store::vm::Folder) -> Result<Running, Failure> {
         }),
         agent: Box::new({
             let ports = vm.ports();
-            move |client| vmm::guest_ports::serve(&ports, client)
+            move |client| ports.as_ref().map_or(Ok(()), |ports| vmm::guest_ports::serve(ports, client))
         }),
         hub: hub.clone(),
         keyboard: Box::new({

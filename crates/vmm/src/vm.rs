@@ -121,7 +121,7 @@ pub struct Vm {
     ending: Arc<Ending>,
     serial: SerialInput,
     console: Option<ConsoleInput>,
-    ports: ConsolePorts,
+    ports: Option<ConsolePorts>,
 }
 
 /// The means to ask things of a VM from any thread.
@@ -156,8 +156,9 @@ impl Vm {
         self.console.clone()
     }
 
-    /// The ways to programs in the guest; [`crate::guest_ports::serve`] opens them to others.
-    pub fn ports(&self) -> ConsolePorts {
+    /// The ways to programs in the guest, if they were asked for; [`crate::guest_ports::serve`] opens them to
+    /// others.
+    pub fn ports(&self) -> Option<ConsolePorts> {
         self.ports.clone()
     }
 

@@ -63,6 +63,7 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
         nets: vec![card(0)],
         test_device: false,
+        agent: true,
     }
 }
 

@@ -30,6 +30,7 @@ pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmS
         boot,
         nets: network::cards(definition.name.as_str(), &definition.network),
         test_device: false,
+        agent: true,
     })
 }
 
