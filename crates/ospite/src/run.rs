@@ -101,6 +101,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
         let _ = control.request(Request::Kill); // it may have ended by itself
     });
     let console = Console::attach(attached(args, &vm), &output);
+    forget_code();
     let end = vm.wait();
     output.drain();
     drop(console);
@@ -115,6 +116,13 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
         killer.die_of_it();
     }
     Ok(tell(&end))
+}
+
+/// The code that starts a VM is not needed while it runs.
+pub fn forget_code() {
+    if let Err(error) = sandbox::forget_code() {
+        log::debug!("the program's code stays in memory: {error}");
+    }
 }
 
 /// On standard error: standard output is the guest's.

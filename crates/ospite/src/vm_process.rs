@@ -17,7 +17,7 @@ use crate::console::Keyboard;
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
-use crate::run::{build_failure, engine_failure, tell};
+use crate::run::{build_failure, engine_failure, forget_code, tell};
 use crate::vms::{ready, socket, spec};
 use crate::{network, panics, vms};
 
@@ -39,6 +39,7 @@ pub fn run(name: &Name) -> Result<Code, Failure> {
     ready::tell(&mut word, started.as_ref().map(drop));
     drop(word);
     let running = started?;
+    forget_code();
     let end = running.vm.wait();
     running.hub.end();
     let _ = std::fs::remove_file(socket::path(&home, name)); // the next one replaces it anyway

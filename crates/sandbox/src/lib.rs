@@ -2,14 +2,16 @@
 //!
 //! [`confine`] takes away the file system (Landlock), privileges (capabilities, and set-uid programs), core
 //! dumps, and all system calls but those that the process needs (seccomp), and leaves as many descriptors as
-//! the host allows. It cannot be undone.
+//! the host allows. It cannot be undone. [`forget_code`] gives memory back.
 
 mod calls;
+mod forget;
 mod refusal;
 
 use std::path::{Path, PathBuf};
 
 pub use calls::Calls;
+pub use forget::forget_code;
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus,
