@@ -20,7 +20,12 @@ impl Shell {
     pub fn login(mut session: Session) -> Shell {
         session.wait_for("login: ", BOOT);
         session.type_line("root");
-        session.wait_for("# ", 120);
+        Shell::at_prompt(session)
+    }
+
+    /// Waits for the prompt of a root who is logged in without being asked.
+    pub fn at_prompt(mut session: Session) -> Shell {
+        session.wait_for("# ", BOOT);
         session.type_line(SET_PROMPT);
         session.wait_for(PROMPT, 60);
         Shell { session }
