@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use clap::CommandFactory;
 use clap_complete::CompletionCandidate;
+use clap_complete::engine::{PathCompleter, ValueCompleter};
 use clap_complete::env::{CompleteEnv, Shells};
 use store::Name;
 use store::image::Image;
@@ -40,6 +41,17 @@ pub fn completions(args: &CompletionsArgs) -> Result<Code, Failure> {
 pub fn vm_names(begin: &OsStr) -> Vec<CompletionCandidate> {
     let folders = vms::home().ok().and_then(|home| store::vm::list(&home).ok()).unwrap_or_default();
     those_that(begin, folders.iter().map(Folder::name))
+}
+
+/// A file of the host's, or a VM, after whose colon comes a file of its guest's.
+pub fn vm_places(begin: &OsStr) -> Vec<CompletionCandidate> {
+    let place = |vm: CompletionCandidate| {
+        let mut place = vm.get_value().to_owned();
+        place.push(":");
+        CompletionCandidate::new(place)
+    };
+    let vms = vm_names(begin).into_iter().map(place);
+    PathCompleter::any().complete(begin).into_iter().chain(vms).collect()
 }
 
 /// The images that are there.

@@ -3,7 +3,7 @@
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 
-use crate::completions::vm_names;
+use crate::completions::{vm_names, vm_places};
 use crate::output::OutputArgs;
 
 const EXEC_EXAMPLES: &str = "\
@@ -63,11 +63,11 @@ pub struct ExecArgs {
 #[command(after_help = CP_EXAMPLES)]
 pub struct CpArgs {
     /// What to copy: a file or folder of the host, or VM:/PATH in a guest
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", add = ArgValueCompleter::new(vm_places))]
     pub source: String,
 
     /// Where to: into it if it is a folder, else under this name
-    #[arg(value_name = "DESTINATION")]
+    #[arg(value_name = "DESTINATION", add = ArgValueCompleter::new(vm_places))]
     pub destination: String,
 
     /// How long to wait for the guest's agent, which a guest that boots has yet to start

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::ArgValueCompleter;
 use store::{Name, Size};
 
+use crate::completions::image_names;
 use crate::output::OutputArgs;
 
 const BUILD_EXAMPLES: &str = "\
@@ -85,6 +87,7 @@ pub enum ImageCommand {
 #[command(after_help = BUILD_EXAMPLES)]
 pub struct BuildArgs {
     /// The image's name; one that is there is replaced, unless a VM is on it
+    #[arg(add = ArgValueCompleter::new(image_names))]
     pub name: Name,
 
     /// A file that says what the image is made of (TOML, see below)
@@ -144,6 +147,7 @@ pub struct ListArgs {
 #[derive(Args, Debug)]
 pub struct InfoArgs {
     /// The image
+    #[arg(add = ArgValueCompleter::new(image_names))]
     pub name: Name,
 
     /// Read all of it, and see whether it is what it was
@@ -203,6 +207,7 @@ pub enum ExportFormat {
 )]
 pub struct ExportArgs {
     /// The image
+    #[arg(add = ArgValueCompleter::new(image_names))]
     pub name: Name,
 
     /// The file to write; one that is there is not touched
@@ -217,7 +222,7 @@ pub struct ExportArgs {
 #[derive(Args, Debug)]
 pub struct RmArgs {
     /// The images
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCompleter::new(image_names))]
     pub names: Vec<Name>,
 }
 
