@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::PathCompleter;
 use clap_complete::{ArgValueCompleter, Shell};
 use engine::x86::CpuModel;
 
@@ -21,7 +22,7 @@ pub use escape::EscapeKey;
 pub use guest::{CpArgs, ExecArgs};
 pub use image::{BuildArgs, ExportArgs, ExportFormat, ImageCommand, ImportArgs, InfoArgs, ListArgs};
 pub use office::{DownArgs, PsArgs, UpArgs};
-use store::{Name, Size};
+use store::{Name, Size, cloud_init};
 pub use vms::{
     ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RestartArg, RmArgs, StopArgs,
     VmInfoArgs, VmListArgs, WhichArgs,
@@ -214,7 +215,7 @@ pub struct MachineArgs {
     /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
     /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees. A comma in a name is
     /// written twice. May be repeated: the guest sees /dev/vda, /dev/vdb, ...
-    #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse))]
+    #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse), add = ArgValueCompleter::new(PathCompleter::any()))]
     pub disks: Vec<DiskArg>,
 
     /// Kernel: a Linux bzImage (vmlinuz), a PVH or multiboot ELF image; told by content
@@ -234,6 +235,12 @@ pub struct MachineArgs {
     #[arg(long, value_name = "NAME", value_enum, default_value_t = ConsoleKind::Serial)]
     pub console: ConsoleKind,
 
+    /// What a guest with cloud-init is told at its first start: user data (`#cloud-config`, a script or a
+    /// MIME message) and, after commas, `network-config=FILE` and `vendor-data=FILE`. It comes on a small
+    /// disk with the label CIDATA, after the others
+    #[arg(long, value_name = "FILE[,OPTION...]", add = ArgValueCompleter::new(PathCompleter::any()))]
+    pub cloud_init: Option<cloud_init::Files>,
+
     /// Its network.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -249,7 +256,7 @@ pub struct MachineArgs {
 pub struct RunArgs {
     /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
-        "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append", "console",
+        "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append", "cloud_init", "console",
         "network", "publish", "allow", "no_reboot", "name", "stop_timeout", "agent_socket", "stats", "dry_run",
         "test_device",
     ])]

@@ -22,6 +22,7 @@ mod office;
 mod output;
 mod panics;
 mod run;
+mod seed;
 mod signals;
 mod vm_process;
 mod vms;

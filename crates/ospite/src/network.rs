@@ -121,7 +121,7 @@ fn tap(interface: &str, bridge: Option<&str>, settings: &NetworkSettings) -> Res
 }
 
 /// What the VM is called in its network: its name, as far as host names go.
-fn host_name(vm: &str) -> String {
+pub fn host_name(vm: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = vm.chars().map(plain).take(48).collect();
     let name = name.trim_matches('-');

@@ -17,7 +17,8 @@ use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
 use crate::output::OutputArgs;
-use crate::vms::attached;
+use crate::seed::Seed;
+use crate::vms::{self, attached};
 use crate::{network, panics, signals};
 
 /// Runs the VM, or prints what it would be.
@@ -28,27 +29,36 @@ pub fn run(args: &RunArgs) -> Result<Code, Failure> {
     if let Some(image) = &args.image.image {
         return attached::run_image(image, args);
     }
-    let spec = spec(args)?;
+    let (spec, _seed) = spec(args)?;
     let mut choice: Choice = args.machine.engine.parse().map_err(engine_failure)?;
     choice.options.statistics = args.stats;
     let engine = choice.make().map_err(engine_failure)?;
     if args.dry_run { dry_run(args, &spec, &*engine) } else { live(args, &spec, &*engine) }
 }
 
-fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
+/// The machine, and its seed, which must be there until that is built.
+fn spec(args: &RunArgs) -> Result<(VmSpec, Option<Seed>), Failure> {
     let machine = &args.machine;
     let kernel = machine.kernel.clone().ok_or_else(|| no_kernel(machine))?;
-    Ok(VmSpec {
+    let seed = machine.cloud_init.as_ref().map(|files| {
+        let told = vms::told(files)?;
+        // What is told anew is applied anew.
+        Seed::new(&told, &format!("{}-{}", args.name(), told.digest()), args.name())
+    });
+    let seed = seed.transpose()?;
+    let disks = machine.disks.iter().map(Into::into).chain(seed.as_ref().map(Seed::disk));
+    let spec = VmSpec {
         name: args.name().to_owned(),
         cpus: machine.cpus,
         cpu_model: machine.cpu,
         memory: machine.memory.bytes(),
-        disks: machine.disks.iter().map(Into::into).collect(),
+        disks: disks.collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
         nets: network::cards(args.name(), &machine.network.settings()),
         test_device: args.test_device,
         agent: args.agent_socket.is_some(),
-    })
+    };
+    Ok((spec, seed))
 }
 
 fn cmdline(machine: &MachineArgs) -> String {

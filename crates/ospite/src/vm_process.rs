@@ -64,13 +64,14 @@ struct Running {
 
 fn start(home: &Home, folder: &store::vm::Folder) -> Result<Running, Failure> {
     let definition = folder.definition()?;
-    let spec = spec::spec(home, folder, &definition)?;
+    let (spec, seed) = spec::spec(home, folder, &definition)?;
     let engine = engines::pick(&definition.engine).map_err(engine_failure)?;
     let hub = Hub::new(log::Writer::open(folder.path()).map_err(|error| host(&error))?);
     let options = Options { no_reboot: definition.no_reboot };
     let mut io = host_io(&definition, &hub);
     io.links = network::attach_cards(&spec.name, &definition.network, &spec.nets)?;
     let vm = Vm::start(&spec, &*engine, io, options).map_err(|error| build_failure(&error))?;
+    drop(seed);
     watch_signals(vm.control(), Duration::from_secs(definition.stop_timeout))
         .map_err(|error| host(&error))?;
     let control = vm.control();

@@ -23,7 +23,7 @@ mod stop;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use client::Client;
-pub use create::{create, definition};
+pub use create::{create, definition, told};
 pub use info::{Info, info};
 pub use start::start;
 pub use stop::{Stopped, kill, stop};

@@ -6,6 +6,7 @@
 //! that nobody looks at and gets its own by a rename.
 
 mod atomic;
+pub mod cloud_init;
 mod home;
 pub mod image;
 mod name;

@@ -94,6 +94,9 @@ impl Office {
             if let Source::Recipe(recipe) = &mut member.image {
                 recipe.relative_to(folder);
             }
+            if let Some(files) = &mut member.cloud_init {
+                files.relative_to(folder);
+            }
         }
         office.check(path)?;
         Ok(office)

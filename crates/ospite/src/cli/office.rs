@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use store::Name;
 
+use crate::completions::vm_names;
 use crate::output::OutputArgs;
 
 const UP_EXAMPLES: &str = "\
@@ -21,6 +23,7 @@ A file:
   network = \"office\"          # VMs of the same network reach each other by name
   publish = [\"8080:80\"]       # also: net-allow = [\"192.168.1.0/24\"]
   restart = \"always\"          # or \"on-failure\", \"no\"
+  cloud-init = \"user-data.yaml\" # for images with cloud-init; applied once for each VM
   health.http = \"80/\"         # or tcp = 25, command = [\"...\"]
   image.packages = [\"nginx\"]  # also: files, users, run, size; or image = \"NAME\"";
 
@@ -33,6 +36,7 @@ pub struct UpArgs {
     pub file: PathBuf,
 
     /// Only these
+    #[arg(add = ArgValueCompleter::new(vm_names))]
     pub names: Vec<Name>,
 
     /// How long a VM may take until its health check passes, in seconds

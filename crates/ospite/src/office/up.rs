@@ -134,7 +134,7 @@ impl Site {
             }
             Err(store::vm::Error::NoSuch { .. }) => {
                 self.progress.say(name, "creating");
-                vms::create(&self.home, &self.definition(name, member, image))
+                vms::create(&self.home, &self.definition(name, member, image)?)
             }
             Err(error) => Err(error.into()),
         }
@@ -151,7 +151,7 @@ impl Site {
                 failure.hint(format!("give one of them another name, or remove it: ospite rm {name}"))
             );
         }
-        let mut new = self.definition(name, member, image);
+        let mut new = self.definition(name, member, image)?;
         new.created = old.created;
         if new.boot != old.boot {
             // Its disk lies on the old one.
@@ -171,13 +171,13 @@ impl Site {
         Ok(folder.define(&new)?)
     }
 
-    fn definition(&self, name: &Name, member: &Member, image: Name) -> Definition {
+    fn definition(&self, name: &Name, member: &Member, image: Name) -> Result<Definition, Failure> {
         let settings = NetworkSettings {
             mode: member.network.clone(),
             publish: member.publish.clone(),
             allow: member.net_allow.clone(),
         };
-        Definition {
+        Ok(Definition {
             version: store::vm::VERSION,
             name: name.clone(),
             created: vms::now(),
@@ -187,6 +187,7 @@ impl Site {
             memory: member.memory.bytes(),
             disk_size: member.disk.map(store::Size::bytes),
             disks: Vec::new(),
+            cloud_init: member.cloud_init.as_ref().map(vms::told).transpose()?,
             engine: member.engine.clone(),
             console: Console::Serial,
             no_reboot: false,
@@ -195,7 +196,7 @@ impl Site {
             health: member.health(),
             stop_timeout: member.stop_timeout,
             labels: BTreeMap::from([(super::LABEL.into(), self.file.display().to_string())]),
-        }
+        })
     }
 
     fn wait_until_healthy(&self, folder: &Folder, begun: Instant) -> Result<(), Failure> {

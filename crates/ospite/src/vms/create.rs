@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use store::cloud_init::{CloudInit, Files};
 use store::image::{self, Image};
 use store::vm::{Boot, Console, Definition, Disk, Folder};
 use store::{Home, Name, Size};
@@ -44,6 +45,7 @@ pub fn definition(
         memory: machine.memory.bytes(),
         disk_size: image.disk_size.map(Size::bytes),
         disks: machine.disks.iter().map(disk).collect::<Result<_, _>>()?,
+        cloud_init: machine.cloud_init.as_ref().map(told).transpose()?,
         engine: machine.engine.clone(),
         console: match machine.console {
             ConsoleKind::Serial => Console::Serial,
@@ -72,6 +74,11 @@ fn boot(name: &Name, machine: &MachineArgs, image: &ImageArgs) -> Result<Boot, F
             )))
         }
     }
+}
+
+/// What the files say now, which is what the guest is told whenever it starts.
+pub fn told(files: &Files) -> Result<CloudInit, Failure> {
+    files.read().map_err(|error| Failure::from_error(Code::Build, &error))
 }
 
 fn disk(arg: &DiskArg) -> Result<Disk, Failure> {

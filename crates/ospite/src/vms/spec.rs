@@ -8,9 +8,14 @@ use store::vm::{Boot, Definition, Disk, Folder};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::network;
+use crate::seed::Seed;
 
-/// The machine of a VM.
-pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmSpec, Failure> {
+/// The machine of a VM, and its seed, which must be there until that is built.
+pub fn spec(
+    home: &Home,
+    folder: &Folder,
+    definition: &Definition,
+) -> Result<(VmSpec, Option<Seed>), Failure> {
     let (boot, own) = match &definition.boot {
         Boot::Kernel { kernel, initrd, cmdline } => {
             let boot = BootSpec { kernel: kernel.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
@@ -21,23 +26,32 @@ pub fn spec(home: &Home, folder: &Folder, definition: &Definition) -> Result<VmS
             (image_boot(&image, definition, append.as_deref()), Some(own_disk(&image, folder)))
         }
     };
-    Ok(VmSpec {
+    let name = definition.name.as_str();
+    // A VM of the same name that is created later is another one.
+    let instance = format!("{name}-{}", definition.created);
+    let seed = definition.cloud_init.as_ref().map(|told| Seed::new(told, &instance, name)).transpose()?;
+    let disks = own.into_iter().chain(definition.disks.iter().map(disk)).chain(seed.as_ref().map(Seed::disk));
+    let spec = VmSpec {
         name: definition.name.to_string(),
         cpus: definition.cpus,
         cpu_model: definition.cpu.parse().map_err(|error| Failure::from_error(Code::Build, &error))?,
         memory: definition.memory,
-        disks: own.into_iter().chain(definition.disks.iter().map(disk)).collect(),
+        disks: disks.collect(),
         boot,
-        nets: network::cards(definition.name.as_str(), &definition.network),
+        nets: network::cards(name, &definition.network),
         test_device: false,
         agent: true,
-    })
+    };
+    Ok((spec, seed))
 }
 
 /// A later word of the command line overrules an earlier one.
 fn image_boot(image: &Image, vm: &Definition, append: Option<&str>) -> BootSpec {
-    // Its own name is the VM's (kernel-command-line(7) of systemd).
-    let host = format!("systemd.hostname={}", vm.name);
+    // Its own name is the VM's (kernel-command-line(7) of systemd), unless cloud-init sees to it.
+    let host = match vm.cloud_init {
+        None => format!("systemd.hostname={}", vm.name),
+        Some(_) => String::new(),
+    };
     let words = [vm.console.cmdline(), &host, &image.manifest.cmdline, append.unwrap_or_default()];
     let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
     BootSpec { kernel: image.kernel(), initrd: image.initrd(), cmdline: words.join(" ") }

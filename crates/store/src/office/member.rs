@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Recipe;
 use crate::vm::{Health, Probe, Restart};
-use crate::{Name, Size};
+use crate::{Name, Size, cloud_init};
 
 /// One VM, as the file declares it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Member {
     /// Size of its disk; the image's where absent.
     #[serde(default)]
     pub disk: Option<Size>,
+    /// What its guest is told at its first start.
+    #[serde(default)]
+    pub cloud_init: Option<cloud_init::Files>,
     /// `auto`, or an engine's name.
     #[serde(default = "auto")]
     pub engine: String,

@@ -7,6 +7,7 @@ use net::NetworkSettings;
 use serde::{Deserialize, Serialize};
 
 use crate::Name;
+use crate::cloud_init::CloudInit;
 
 /// The version of this file's form. A field that is added gets a default and needs no new one.
 pub const VERSION: u32 = 1;
@@ -36,6 +37,9 @@ pub struct Definition {
     /// Disks that are not its own.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// What its guest is told at its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
     /// `auto`, or an engine's name.
     pub engine: String,
     /// Which console has the keyboard.
@@ -183,6 +187,7 @@ pub(super) mod tests {
             memory: 1 << 30,
             disk_size: None,
             disks: vec![Disk { path: "/d".into(), format: None, base: None, read_only: true, serial: None }],
+            cloud_init: None,
             engine: "auto".into(),
             console: Console::Serial,
             no_reboot: false,
