@@ -24,8 +24,8 @@ pub use image::{BuildArgs, ExportArgs, ExportFormat, ImageCommand, ImportArgs, I
 pub use office::{DownArgs, PsArgs, UpArgs};
 use store::{Name, Size, cloud_init};
 pub use vms::{
-    ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RestartArg, RmArgs, StopArgs,
-    VmInfoArgs, VmListArgs, WhichArgs,
+    AutostartArgs, ConsoleArgs, CreateArgs, ImageArgs, LifeArgs, LogsArgs, ProcessArgs, RestartArg, RmArgs,
+    StopArgs, VmInfoArgs, VmListArgs, WhichArgs,
 };
 
 use crate::completions::vm_names;
@@ -135,6 +135,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Make this terminal the VM's
     Console(ConsoleArgs),
+    /// Start what has a restart policy and ran when the host went down
+    Autostart(AutostartArgs),
     /// Restarts a VM's process
     #[command(hide = true)]
     VmKeeper(ProcessArgs),

@@ -5,6 +5,7 @@ use std::panic::catch_unwind;
 use clap::Parser;
 
 mod agent_socket;
+mod at_once;
 mod cli;
 mod completions;
 mod console;
@@ -29,7 +30,7 @@ mod vms;
 
 use cli::{Cli, Command};
 use failure::Failure;
-use vms::{commands, keeper};
+use vms::{autostart, commands, keeper};
 
 fn main() {
     completions::answer_shells();
@@ -59,6 +60,7 @@ fn dispatch(command: Command) -> Result<exit::Code, Failure> {
         Command::Info(args) => commands::info_of(&args),
         Command::Logs(args) => commands::logs(&args),
         Command::Console(args) => commands::console(&args),
+        Command::Autostart(args) => autostart::autostart(&args),
         Command::VmKeeper(args) => keeper::keep(&args.name),
         Command::VmProcess(args) => vm_process::run(&args.name),
         Command::Exec(args) => exec::exec(&args),

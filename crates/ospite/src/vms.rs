@@ -6,10 +6,12 @@
 //! VM goes through its control socket ([`protocol`]).
 
 pub mod attached;
+pub mod autostart;
 mod client;
 pub mod commands;
 mod console;
 mod create;
+pub mod health;
 mod info;
 pub mod keeper;
 mod logs;
@@ -19,6 +21,7 @@ pub mod socket;
 pub mod spec;
 mod start;
 mod stop;
+mod watch;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

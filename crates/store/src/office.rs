@@ -197,6 +197,10 @@ mod tests {
             ("[vm.web]\nimage = \"d\"\npublish = [\"80\"]", "8080:80"),
             ("[vm.web]\nimage = \"d\"\nhealth = {}", "one of"),
             (
+                "[vm.web]\nimage = \"d\"\nhealth = { command = [\"true\"], on-failure = \"restart\" }",
+                "needs restart",
+            ),
+            (
                 "[vm.a]\nimage = \"d\"\npublish = [\"1:1\"]\n[vm.b]\nimage = \"d\"\npublish = [\"1:2\"]",
                 "another port",
             ),

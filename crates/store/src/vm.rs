@@ -18,8 +18,8 @@ pub mod log;
 mod process;
 mod state;
 
-pub use definition::{Boot, Console, Definition, Disk, Health, Probe, Restart, VERSION};
+pub use definition::{Boot, Console, Definition, Disk, Health, OnFailure, Probe, Restart, VERSION};
 pub use error::Error;
 pub use folder::{Folder, create, find, list, remove};
 pub use process::Process;
-pub use state::{LastEnd, Phase, State};
+pub use state::{HealthState, LastEnd, Phase, State, Word};

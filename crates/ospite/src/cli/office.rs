@@ -25,6 +25,8 @@ A file:
   restart = \"always\"          # or \"on-failure\", \"no\"
   cloud-init = \"user-data.yaml\" # for images with cloud-init; applied once for each VM
   health.http = \"80/\"         # or tcp = 25, command = [\"...\"]
+  health.interval = 5         # seconds; also: timeout, retries, start-period
+  health.on-failure = \"restart\" # an unhealthy VM is restarted; else it is told
   image.packages = [\"nginx\"]  # also: files, users, run, size; or image = \"NAME\"";
 
 /// `ospite up`

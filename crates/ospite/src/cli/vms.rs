@@ -203,6 +203,21 @@ pub struct ConsoleArgs {
     pub escape: EscapeKey,
 }
 
+/// `ospite autostart`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sudo sh -c 'ospite autostart --unit > /etc/systemd/system/ospite.service'\n  sudo systemctl enable ospite"
+)]
+pub struct AutostartArgs {
+    /// Print a unit that has systemd do it when the host starts; as root for root's VMs, else for yours
+    #[arg(long)]
+    pub unit: bool,
+
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// The processes of a VM; not for people.
 #[derive(Args, Debug)]
 pub struct ProcessArgs {

@@ -10,15 +10,15 @@ use net::NetworkSettings;
 use serde::Serialize;
 use store::image::{self, Image, Recipe};
 use store::office::{Member, Source};
-use store::vm::{Boot, Console, Definition, Folder};
+use store::vm::{Boot, Console, Definition, Folder, HealthState, Word};
 use store::{Home, Name};
 
-use super::health;
 use super::progress::Progress;
+use crate::at_once::at_once;
 use crate::cli::UpArgs;
 use crate::exit::Code;
 use crate::failure::Failure;
-use crate::vms;
+use crate::vms::{self, health};
 
 /// Digits of a recipe's digest in its image's name.
 const DIGITS: usize = 12;
@@ -74,17 +74,7 @@ impl Site {
         // One after the other: each takes the whole machine.
         let images = members.iter().map(|(name, member)| Ok((name, self.image(name, &member.image)?)));
         let images = images.collect::<Result<BTreeMap<_, _>, Failure>>()?;
-        let results: Vec<Result<Up, Failure>> = thread::scope(|scope| {
-            let threads: Vec<_> = members
-                .iter()
-                .map(|(name, member)| (name, member, images[name].clone()))
-                .map(|(name, member, image)| scope.spawn(move || self.one(name, member, image)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        });
+        let results = at_once(members, |(name, member)| self.one(name, member, images[name].clone()));
         results.into_iter().collect()
     }
 
@@ -204,8 +194,17 @@ impl Site {
         let Some(check) = &definition.health else { return Ok(()) };
         self.progress.say(name, "running; waiting for its health check");
         loop {
-            let Err(reason) = health::try_once(check, &definition.network.publish, super::run(folder)) else {
-                return Ok(());
+            let info = vms::info(&self.home, folder)?;
+            let reason = match info.health {
+                Some(HealthState { word: Word::Healthy, .. }) => return Ok(()),
+                Some(health) => health.reason.unwrap_or("its check has not passed yet".into()),
+                // Its keeper was killed.
+                None => {
+                    match health::try_once(check, &definition.network.publish, health::in_guest(folder)) {
+                        Ok(()) => return Ok(()),
+                        Err(reason) => reason,
+                    }
+                }
             };
             if !folder.is_on()? {
                 return Err(Failure::new(

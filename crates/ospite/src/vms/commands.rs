@@ -1,6 +1,5 @@
 //! The commands for VMs that last.
 
-use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -8,6 +7,7 @@ use store::Home;
 use store::vm::Folder;
 
 use super::{Info, Stopped, info};
+use crate::at_once::at_once;
 use crate::cli::{ConsoleArgs, CreateArgs, LogsArgs, RmArgs, StopArgs, VmInfoArgs, VmListArgs, WhichArgs};
 use crate::exit::Code;
 use crate::failure::Failure;
@@ -15,12 +15,13 @@ use crate::output::{self, OutputArgs};
 
 /// What was done with a VM.
 #[derive(Clone, Debug, Serialize)]
-struct Done {
+pub struct Done {
     name: String,
     done: &'static str,
 }
 
-fn done(folder: &Folder, done: &'static str) -> Done {
+/// What was done with it.
+pub fn done(folder: &Folder, done: &'static str) -> Done {
     Done { name: folder.name().to_string(), done }
 }
 
@@ -145,22 +146,18 @@ fn folders(
     Ok(folders)
 }
 
-fn tell(done: &[Done], output: OutputArgs) -> Result<(), Failure> {
+/// Prints what was done.
+pub fn tell(done: &[Done], output: OutputArgs) -> Result<(), Failure> {
     output.print(&done, |done| done.iter().map(|Done { name, done }| format!("{name}: {done}\n")).collect())
 }
 
 /// Acts on all at once, since most of it is waiting. One that fails keeps the others from nothing.
-fn each(
+pub fn each(
     folders: &[Folder],
     output: OutputArgs,
     act: impl Fn(&Folder) -> Result<&'static str, Failure> + Sync,
 ) -> Result<Code, Failure> {
-    let outcomes: Vec<Result<Done, Failure>> = thread::scope(|scope| {
-        let acts: Vec<_> =
-            folders.iter().map(|folder| scope.spawn(|| Ok(done(folder, act(folder)?)))).collect();
-        let broken = |_| Failure::new(Code::Internal, "a defect in ospite, see above");
-        acts.into_iter().map(|act| act.join().map_err(broken).and_then(|outcome| outcome)).collect()
-    });
+    let outcomes = at_once(folders, |folder| Ok::<_, Failure>(done(folder, act(folder)?)));
     let (done, mut failures) = (Vec::from_iter(outcomes.iter().flatten().cloned()), Vec::new());
     failures.extend(outcomes.into_iter().filter_map(Result::err));
     tell(&done, output)?;

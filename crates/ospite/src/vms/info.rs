@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use store::Home;
-use store::vm::{Boot, Definition, Folder, LastEnd, Phase, Restart};
+use store::vm::{Boot, Definition, Folder, HealthState, LastEnd, Phase, Restart, Word};
 
 use super::{Client, now};
 use crate::failure::Failure;
@@ -17,7 +17,8 @@ const ANSWER: Duration = Duration::from_millis(1500);
 pub struct Info {
     /// Its name.
     pub name: String,
-    /// `off`, `failed`, `starting`, `running`, `paused`, `restarting`, or `broken` where its files are.
+    /// `off`, `failed`, `starting`, `running`, `unhealthy`, `paused`, `restarting`, or `broken` where its files
+    /// are.
     pub state: &'static str,
     /// Its process.
     pub pid: Option<u32>,
@@ -35,6 +36,8 @@ pub struct Info {
     pub resident: Option<u64>,
     /// How it ended the last time.
     pub last_end: Option<LastEnd>,
+    /// Whether it does its work, where it is on and has a health check.
+    pub health: Option<HealthState>,
     /// Its folder.
     pub folder: String,
     /// What it was asked to be.
@@ -57,6 +60,7 @@ pub fn info(home: &Home, folder: &Folder) -> Result<Info, Failure> {
         engine: None,
         resident: None,
         last_end: None,
+        health: None,
         folder: folder.path().display().to_string(),
         definition: None,
         error: None,
@@ -87,6 +91,8 @@ impl Info {
             self.keeper = state.keeper.as_ref().filter(|keeper| keeper.is_alive()).map(|keeper| keeper.pid);
             self.uptime = self.pid.map(|_| now().saturating_sub(state.started));
             self.resident = self.pid.and_then(resident);
+            // Its keeper keeps that up to date; without one it is old.
+            self.health = state.health.filter(|_| self.keeper.is_some());
             if state.phase == Phase::Restarting {
                 self.state = "restarting";
             }
@@ -100,12 +106,24 @@ impl Info {
         let client = Client::connect(home, folder.name(), ANSWER);
         let Ok(status) = client.and_then(|mut client| client.request(vmm::Request::Status)) else { return };
         self.state = match status.vm.state {
+            vmm::State::Running if self.is_ill() => "unhealthy",
             vmm::State::Running => "running",
             vmm::State::Paused => "paused",
         };
         self.uptime = Some(status.vm.uptime.as_secs());
         self.resets = Some(status.vm.resets);
         self.engine = Some(status.engine);
+    }
+
+    fn is_ill(&self) -> bool {
+        self.health.as_ref().is_some_and(|health| health.word == Word::Unhealthy)
+    }
+
+    /// Its health, for people.
+    pub fn health(&self) -> Option<String> {
+        let HealthState { word, reason } = self.health.as_ref()?;
+        let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        Some(format!("{}{reason}", word.as_str()))
     }
 
     /// The line of a table: see [`TITLES`].
@@ -133,6 +151,7 @@ impl Info {
         add("error", self.error.clone());
         add("process", self.pid.map(|pid| pid.to_string()));
         add("running for", self.uptime.map(duration));
+        add("health", self.health());
         add("resets", self.resets.map(|resets| resets.to_string()));
         add("restarts", Some(self.restarts.to_string()));
         add("last end", self.last_end.as_ref().map(last_end));

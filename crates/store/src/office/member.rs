@@ -8,7 +8,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::image::Recipe;
-use crate::vm::{Health, Probe, Restart};
+use crate::vm::{Health, OnFailure, Probe, Restart};
 use crate::{Name, Size, cloud_init};
 
 /// One VM, as the file declares it.
@@ -66,7 +66,7 @@ pub enum Source {
 
 /// A health check. Exactly one of `http`, `tcp` and `command` is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Check {
     /// `PORT/PATH` of the guest; answers 2xx or 3xx.
     pub http: Option<String>,
@@ -80,6 +80,10 @@ pub struct Check {
     pub timeout: Option<u64>,
     /// Failed tries in a row until the VM counts as ill.
     pub retries: Option<u32>,
+    /// Seconds from its start on in which tries may fail before one has passed.
+    pub start_period: Option<u64>,
+    /// What follows when the VM is ill.
+    pub on_failure: OnFailure,
 }
 
 fn one() -> u32 {
@@ -114,7 +118,11 @@ impl Member {
             return Err(format!("has {} CPUs; a VM has 1 to 254", self.cpus));
         }
         let Some(check) = &self.health else { return Ok(()) };
-        let port = match check.health()?.probe {
+        let health = check.health()?;
+        if health.on_failure == OnFailure::Restart && self.restart == Restart::No {
+            return Err("health.on-failure = \"restart\" needs restart = \"on-failure\" or \"always\"".into());
+        }
+        let port = match health.probe {
             Probe::Http(port, _) | Probe::Tcp(port) => port,
             Probe::Command(_) => return Ok(()),
         };
@@ -141,7 +149,14 @@ impl Check {
             }
         };
         let (interval, timeout) = (self.interval.unwrap_or(5).max(1), self.timeout.unwrap_or(10).max(1));
-        Ok(Health { probe, interval, timeout, retries: self.retries.unwrap_or(3).max(1) })
+        Ok(Health {
+            probe,
+            interval,
+            timeout,
+            retries: self.retries.unwrap_or(3).max(1),
+            start_period: self.start_period.unwrap_or(300),
+            on_failure: self.on_failure,
+        })
     }
 }
 

@@ -156,6 +156,27 @@ pub struct Health {
     pub timeout: u64,
     /// Failed tries in a row until it counts as ill.
     pub retries: u32,
+    /// Seconds from the start on in which a VM that has not been healthy yet may fail.
+    #[serde(default = "five_minutes")]
+    pub start_period: u64,
+    /// What follows when it is ill.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+}
+
+fn five_minutes() -> u64 {
+    300
+}
+
+/// What follows when a VM is ill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// It is told.
+    #[default]
+    None,
+    /// It is powered off and started again.
+    Restart,
 }
 
 /// What a health check tries.
@@ -193,7 +214,14 @@ pub(super) mod tests {
             no_reboot: false,
             network: serde_json::from_str(r#"{"network":"office","publish":["8080:80"]}"#).unwrap(),
             restart: Restart::OnFailure,
-            health: Some(Health { probe: Probe::Http(80, "/".into()), interval: 1, timeout: 2, retries: 3 }),
+            health: Some(Health {
+                probe: Probe::Http(80, "/".into()),
+                interval: 1,
+                timeout: 2,
+                retries: 3,
+                start_period: 300,
+                on_failure: OnFailure::None,
+            }),
             stop_timeout: 90,
             labels: BTreeMap::from([("office".into(), "/office.toml".into())]),
         }

@@ -19,6 +19,44 @@ pub struct State {
     pub restarts: u64,
     /// How it ended the last time.
     pub last_end: Option<LastEnd>,
+    /// Whether it does its work, where it has a health check.
+    #[serde(default)]
+    pub health: Option<HealthState>,
+    /// Nobody has switched it off: after a restart of the host it may come back.
+    #[serde(default)]
+    pub wanted: bool,
+}
+
+/// Whether a VM does its work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthState {
+    /// In a word.
+    pub word: Word,
+    /// Why it does not.
+    pub reason: Option<String>,
+}
+
+/// See [`HealthState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// It has yet to.
+    Starting,
+    /// It does.
+    Healthy,
+    /// It does not.
+    Unhealthy,
+}
+
+impl Word {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Word::Starting => "starting",
+            Word::Healthy => "healthy",
+            Word::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// What goes on with a VM that is on.

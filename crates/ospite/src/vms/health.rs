@@ -2,10 +2,15 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
+use agent::{Command, Output, Signal};
 use net::{Protocol, Publish};
-use store::vm::{Health, Probe};
+use store::vm::{Folder, Health, Probe};
+
+use crate::guest;
 
 /// The longest first line of an answer.
 const LINE: usize = 256;
@@ -28,6 +33,30 @@ pub fn try_once(
             status(stream, path).map_err(|error| format!("port {port} {}", told(&error))).and_then(judged)
         }),
     }
+}
+
+/// Runs a command of a health check in a VM, whose output nobody reads.
+pub fn in_guest(folder: &Folder) -> impl FnOnce(&[String], Duration) -> Result<(), String> {
+    |words, patience| {
+        let agent = guest::agent(folder.name().as_str(), patience.as_secs())
+            .map_err(|failure| failure.message().to_owned())?;
+        let command = Command { words: words.to_vec(), env: Vec::new(), user: None, dir: None };
+        let told = |error: agent::Error| vmm::chain(&error);
+        let running = command.start(&agent, false).map_err(told)?;
+        let (signaller, (done, end)) = (running.signaller(), mpsc::channel::<()>());
+        thread::spawn(move || {
+            if end.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                let _ = signaller.send(Signal::Kill); // it may have ended meanwhile
+            }
+        });
+        let exit = running.attend(None, Box::new(ignore), Box::new(ignore)).map_err(told)?;
+        drop(done);
+        if exit.0 == 0 { Ok(()) } else { Err(format!("{:?} exits with {}", words.join(" "), exit.0)) }
+    }
+}
+
+fn ignore(mut output: Output) {
+    let _ = io::copy(&mut output, &mut io::sink()); // a check is what it returns, not what it says
 }
 
 /// The address on this host that leads to the guest's port.
@@ -94,9 +123,15 @@ fn judged(line: String) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::thread;
+
+    use store::vm::OnFailure;
 
     use super::*;
+
+    fn check(probe: Probe, timeout: u64) -> Health {
+        let on_failure = OnFailure::None;
+        Health { probe, interval: 1, timeout, retries: 1, start_period: 0, on_failure }
+    }
 
     fn served(answer: &'static [u8], probe: Probe) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -109,7 +144,7 @@ mod tests {
             }
         });
         let publish = Publish { address: None, host, guest: 80, protocol: Protocol::Tcp };
-        let health = Health { probe, interval: 1, timeout: 5, retries: 1 };
+        let health = check(probe, 5);
         let result = try_once(&health, &[publish], |_, _| unreachable!());
         server.join().unwrap();
         result
@@ -129,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_port_that_is_not_published_cannot_be_asked() {
-        let health = Health { probe: Probe::Tcp(80), interval: 1, timeout: 1, retries: 1 };
+        let health = check(Probe::Tcp(80), 1);
         assert!(try_once(&health, &[], |_, _| Ok(())).unwrap_err().contains("not published"));
         let command = Health { probe: Probe::Command(vec!["true".into()]), ..health };
         try_once(&command, &[], |_, _| Ok(())).unwrap();
