@@ -1,9 +1,9 @@
 //! `ospite logs`: what the guest printed.
 
 use std::fs;
-use std::thread;
-use std::time::Duration;
+use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use store::vm::Folder;
 use store::vm::log::Reader;
 
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output;
 
 /// How often a log that is followed is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Prints the log.
 pub fn logs(folder: &Folder, args: &LogsArgs) -> Result<Code, Failure> {
@@ -30,10 +30,33 @@ pub fn logs(folder: &Folder, args: &LogsArgs) -> Result<Code, Failure> {
     output::print(&text)?;
     let mut on = args.follow;
     while on {
-        thread::sleep(LOOK);
+        if nobody_reads(&std::io::stdout()) {
+            return Ok(Code::Success);
+        }
         // Looked at first: what a VM printed last is read after it is off.
         on = folder.is_on()?;
         output::print(&reader.read_new().map_err(host)?)?;
     }
     Ok(Code::Success)
+}
+
+/// Whether the pipe's other end goes within a moment: it need not wait for the guest's next word.
+fn nobody_reads(output: &impl AsFd) -> bool {
+    let mut look = [PollFd::new(output, PollFlags::empty())];
+    let _ = poll(&mut look, Some(&LOOK)); // interrupted, it is a shorter moment
+    look[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_whose_reader_has_gone_ends_it() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        assert!(!nobody_reads(&writer));
+        drop(reader);
+        assert!(nobody_reads(&writer));
+        assert!(!nobody_reads(&std::fs::File::open("/dev/null").unwrap()));
+    }
 }
