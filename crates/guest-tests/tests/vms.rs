@@ -195,8 +195,27 @@ fn bash_completes_the_names_of_vms() {
     assert_eq!(bash_offers(&home, "ospite start w"), "web");
     assert_eq!(bash_offers(&home, "ospite console m"), "mail mirror");
     assert_eq!(bash_offers(&home, "ospite run mi"), "mirror");
+    assert_eq!(bash_offers(&home, "ospite cp mi"), "mirror:");
     home.ospite("rm mirror");
     assert_eq!(bash_offers(&home, "ospite console m"), "mail");
+}
+
+#[test]
+#[ignore = "needs the release binary: make guest-test"]
+fn bash_completes_the_names_of_images() {
+    let home = Home::new();
+    disk(&home.path("disk.raw"));
+    for name in ["debian", "web-image"] {
+        let import = format!(
+            "image import {name} {} --kernel /etc/hostname --append root=/dev/vda",
+            home.path("disk.raw").display()
+        );
+        home.ospite(&import);
+    }
+    assert_eq!(bash_offers(&home, "ospite image rm d"), "debian");
+    assert_eq!(bash_offers(&home, "ospite image export w"), "web-image");
+    assert_eq!(bash_offers(&home, "ospite create x --image w"), "web-image");
+    assert!(bash_offers(&home, "ospite image info \"\"").starts_with("debian web-image --"));
 }
 
 #[test]
@@ -208,4 +227,80 @@ fn a_vm_that_cannot_start_says_why_and_does_not_try_again() {
     let (code, said) = home.refused("start web");
     assert!(code == 4 && said.contains("cannot start web") && said.contains("is no kernel"), "{said}");
     home.until("it is off", || home.info("web", "state") == "failed");
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn a_guest_is_told_the_same_by_its_seed_at_each_start() {
+    let home = Home::new();
+    fs::write(home.path("user-data"), "#cloud-config\nhostname: told\n").unwrap();
+    let (code, said) = home.refused("create web --kernel /dev/null --cloud-init /dev/null");
+    assert!(code == 4 && said.contains("empty"), "{said}");
+    let options = format!("--cloud-init {}", home.path("user-data").display());
+    home.create("web", &options, "strings /dev/vda | grep -e instance -e hostname");
+    let told = || {
+        home.ospite("start web");
+        home.wait_for("web", "hostname: told");
+        let log = home.ospite("logs web");
+        home.ospite("kill web");
+        let line = |word| log.lines().rev().find(|line| line.contains(word)).unwrap().trim().to_owned();
+        (line("instance-id"), line("local-hostname"))
+    };
+    let (instance, host) = told();
+    assert!(
+        instance.starts_with("instance-id: \"web-") && host == "local-hostname: \"web\"",
+        "{instance} {host}"
+    );
+    assert_eq!(told().0, instance);
+}
+
+/// Gives a VM that is off a health check that cannot pass.
+fn make_ill(home: &Home, name: &str, on_failure: &str) {
+    let path = home.path(&format!("home/vms/{name}/vm.json"));
+    let check = format!(
+        r#""health": {{ "probe": {{ "tcp": 80 }}, "interval": 1, "timeout": 1, "retries": 2,
+            "start_period": 0, "on_failure": "{on_failure}" }}"#
+    );
+    let text = fs::read_to_string(&path).unwrap().replace("\"health\": null", &check);
+    assert!(text.contains("retries"), "{text}");
+    fs::write(path, text).unwrap();
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn an_unhealthy_vm_is_told_and_restarted_if_that_is_wanted() {
+    let home = Home::new();
+    home.create("ill", "--restart on-failure", "true");
+    home.create("worse", "--stop-timeout 1 --restart on-failure", "true");
+    make_ill(&home, "ill", "none");
+    make_ill(&home, "worse", "restart");
+    home.ospite("start ill worse");
+    home.until("it comes back", || home.info("worse", "restarts") != "0");
+    home.until("it is ill", || home.info("ill", "state") == "unhealthy");
+    assert_eq!(
+        (home.info("ill", "restarts"), home.info("ill", "reason")),
+        ("0".into(), "port 80 is not published".into())
+    );
+    assert!(home.ospite("info worse").contains("it was unhealthy"));
+    assert!(home.ospite("logs ill --messages").contains("ill is unhealthy: port 80"));
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn what_ran_when_the_host_went_down_comes_back_with_it_and_nothing_else() {
+    let home = Home::new();
+    for (name, policy) in [("web", "on-failure"), ("stopped", "always"), ("plain", "no"), ("never", "always")]
+    {
+        home.create(name, &format!("--restart {policy}"), "true");
+    }
+    home.ospite("start web stopped plain");
+    home.ospite("kill stopped");
+    for name in ["web", "plain"] {
+        home.kill(name, "keeper");
+        home.kill(name, "pid");
+        home.until("it is off", || ["off", "failed"].contains(&&*home.info(name, "state")));
+    }
+    assert_eq!(home.ospite("autostart"), "web: started\n");
+    assert_eq!(home.ospite("autostart"), "");
+    assert!(home.ospite("autostart --unit").contains("ExecStart="));
 }
