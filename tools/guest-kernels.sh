@@ -50,14 +50,19 @@ busybox() {
     mv "$scratch/busybox/bin/busybox" "$guests/busybox"
 }
 
-# Debian's packages for i386 have lists of their own, which the host's apt does not know of.
+# Debian's packages for i386 have lists of their own, which the host's apt does not know of. Those of the
+# release itself have it; mirrors may be late with the other suites of an architecture that few use.
 busybox_i386() {
     [ -f "$guests/busybox-i386" ] && return
     local apt=$scratch/apt
     mkdir -p "$apt/lists/partial" "$scratch/busybox-i386.deb"
+    # shellcheck disable=SC2016 # apt's own variables
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Origin: Debian' \
+        'Component: main' | sed -nE 's|^([^ ]+) ([a-z]+)$|deb [arch=i386] \1 \2 main|p' | sort -u >"$apt/sources.list"
     local options=(-o APT::Architecture=i386 -o APT::Architectures=i386 -o APT::Sandbox::User=root
-        -o "Dir::State::lists=$apt/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$apt")
-    step "Listing Debian's packages for i386" apt-get "${options[@]}" update || true # some lists may fail
+        -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$apt/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$apt")
+    step "Listing Debian's packages for i386" apt-get "${options[@]}" update
     (cd "$scratch/busybox-i386.deb" && step "Fetching busybox-static for i386" apt-get "${options[@]}" \
         download busybox-static)
     dpkg-deb -x "$scratch"/busybox-i386.deb/*.deb "$scratch/busybox-i386"
