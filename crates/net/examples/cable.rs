@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(net::user::run(net::user::Door::Private(std::io::stdin().as_fd().try_clone_to_owned()?))?);
     }
     let [tap, ospite, publish @ ..] = &args[..] else {
-        return Err("usage: cable TAP OSPITE [PUBLISH...]".into());
+        return Err("usage: cable TAP OSPITE|self [HOST:GUEST...]".into());
     };
     let publish = publish.iter().map(|port| port.parse()).collect::<Result<Vec<Publish>, _>>()?;
     let allow = ["0.0.0.0/0".parse()?, "::/0".parse()?];

@@ -258,9 +258,9 @@ pub struct MachineArgs {
 pub struct RunArgs {
     /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
-        "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append", "cloud_init", "console",
-        "network", "publish", "allow", "no_reboot", "name", "stop_timeout", "agent_socket", "stats", "dry_run",
-        "test_device",
+        "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append",
+        "cloud_init", "console", "network", "publish", "allow", "no_reboot", "name", "stop_timeout",
+        "agent_socket", "stats", "dry_run", "test_device",
     ])]
     pub vm: Option<Name>,
 

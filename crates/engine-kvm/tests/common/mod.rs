@@ -28,7 +28,7 @@ pub const GDT: u64 = 0x1_6000;
 pub const IDT: u64 = 0x1_7000;
 /// Task state segment.
 const TSS: u64 = 0x1_8000;
-/// The second kilobyte of interrupt stubs; see [`Guest::handle`].
+/// Guest memory, in bytes.
 pub const SIZE: u64 = 0x20_0000;
 /// How long a guest may take, where `OSPITE_PATIENCE` does not say how many times as long.
 const PATIENCE: Duration = Duration::from_secs(20);
