@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mem::GuestRam;
+use mem::{Backing, GuestRam};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,6 +68,11 @@ pub trait Engine: Send + Sync {
     /// Whether vCPUs can be of this model here; the refusal names what is missing.
     fn supports(&self, _model: x86::CpuModel) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// The memory that it works best with; any will do.
+    fn memory(&self) -> Backing {
+        Backing::Private
     }
 
     /// Makes a VM whose vCPUs see `memory`.

@@ -13,7 +13,7 @@ mod vectored;
 
 pub use host::HostInt;
 pub use page_log::{PageLog, PageState, code_changes};
-pub use ram::{Error, GuestRam, Page, RamRange};
+pub use ram::{Backing, Error, GuestRam, Page, RamRange};
 pub use vectored::{read_vectored_at, write_vectored_at};
 pub use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 

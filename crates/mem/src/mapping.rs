@@ -2,46 +2,72 @@
 
 #![allow(unsafe_code)] // mmap and munmap
 
+use std::fs::File;
 use std::io::Error;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::null_mut;
 
 /// Size of the host's huge pages on x86-64. A nested page table maps that much at once only where host
 /// and guest addresses agree below it; guest ranges of any size begin at multiples of it.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// What [`Mapping::new`] maps with.
 pub(crate) const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
-/// Private, and taken from the host only as it is touched.
-pub(crate) const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+/// Flags of private memory, which is taken from the host only as it is touched.
+const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Zeroed pages, given back when it is dropped.
 pub(crate) struct Mapping {
     start: *mut u8,
     len: usize,
+    flags: i32,
 }
 
 impl Mapping {
-    /// Maps `len` bytes, a multiple of the page size.
-    pub(crate) fn new(len: usize) -> Result<Mapping, Error> {
-        let room = len.checked_add(HUGE_PAGE).ok_or(Error::from_raw_os_error(libc::ENOMEM))?;
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let start = unsafe { libc::mmap(null_mut(), room, PROT, FLAGS, -1, 0) };
+    /// Maps `len` bytes, a multiple of the page size, that only this process has.
+    pub(crate) fn private(len: usize) -> Result<Mapping, Error> {
+        let mapping = Mapping::reserve(len)?;
+        mapping.ask_for_huge_pages();
+        Ok(mapping)
+    }
+
+    /// Maps `len` bytes of a file, from `offset` on; both whole pages.
+    pub(crate) fn shared(file: &File, offset: u64, len: usize) -> Result<Mapping, Error> {
+        let mut mapping = Mapping::reserve(len)?;
+        let (fd, flags) = (file.as_raw_fd(), libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: takes the place of our own mapping.
+        let start = unsafe { libc::mmap(mapping.start.cast(), len, PROT, flags, fd, offset as i64) };
         if start == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
-        let all = Mapping { start: start.cast(), len: room };
-        let head = all.start.align_offset(HUGE_PAGE);
-        let mapping = all.cut(head, len);
-        if len >= HUGE_PAGE {
-            // SAFETY: our own mapping. A host without huge pages refuses, and small ones do too.
-            unsafe { libc::madvise(mapping.start.cast(), len, libc::MADV_HUGEPAGE) };
-        }
+        mapping.flags = libc::MAP_SHARED;
+        mapping.ask_for_huge_pages();
         Ok(mapping)
+    }
+
+    /// Room for `len` bytes where a huge page may begin.
+    fn reserve(len: usize) -> Result<Mapping, Error> {
+        let room = len.checked_add(HUGE_PAGE).ok_or(Error::from_raw_os_error(libc::ENOMEM))?;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(null_mut(), room, PROT, PRIVATE, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        let all = Mapping { start: start.cast(), len: room, flags: PRIVATE };
+        let head = all.start.align_offset(HUGE_PAGE);
+        Ok(all.cut(head, len))
+    }
+
+    fn ask_for_huge_pages(&self) {
+        if self.len >= HUGE_PAGE {
+            // SAFETY: our own mapping. A host without huge pages refuses, and small ones do too.
+            unsafe { libc::madvise(self.start.cast(), self.len, libc::MADV_HUGEPAGE) };
+        }
     }
 
     /// Keeps `len` bytes from `head` on.
     fn cut(self, head: usize, len: usize) -> Mapping {
-        let (start, tail) = (self.start, self.len - head - len);
+        let (start, flags, tail) = (self.start, self.flags, self.len - head - len);
         std::mem::forget(self);
         let unmap = |offset: usize, len: usize| {
             if len != 0 {
@@ -52,7 +78,12 @@ impl Mapping {
         unmap(0, head);
         unmap(head + len, tail);
         // SAFETY: `head + len` is within the mapping.
-        Mapping { start: unsafe { start.add(head) }, len }
+        Mapping { start: unsafe { start.add(head) }, len, flags }
+    }
+
+    /// The flags that it was mapped with.
+    pub(crate) fn flags(&self) -> i32 {
+        self.flags
     }
 
     /// Its first byte.
@@ -68,6 +99,19 @@ impl Drop for Mapping {
     }
 }
 
+/// A file of `len` zeroed bytes in memory, which others can map to whom it is given.
+pub(crate) fn memory_file(len: u64) -> Result<File, Error> {
+    // SAFETY: a system call on a constant string.
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: a new descriptor, ours alone.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len)?;
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,7 +119,7 @@ mod tests {
     #[test]
     fn memory_begins_where_a_huge_page_may() {
         for len in [0x1000, HUGE_PAGE, 5 * HUGE_PAGE + 0x3000] {
-            let mapping = Mapping::new(len).unwrap();
+            let mapping = Mapping::private(len).unwrap();
             assert_eq!(mapping.start() as usize % HUGE_PAGE, 0);
             // SAFETY: first and last byte of the mapping.
             unsafe {
@@ -83,6 +127,6 @@ mod tests {
                 mapping.start().write(1);
             }
         }
-        assert!(Mapping::new(usize::MAX & !0xfff).is_err());
+        assert!(Mapping::private(usize::MAX & !0xfff).is_err());
     }
 }

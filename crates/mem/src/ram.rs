@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)] // hands out host pointers into the guest's memory
 
+use std::fs::File;
 use std::io::Error as IoError;
 use std::ops::{Deref, Range};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use vm_memory::{
@@ -11,7 +13,7 @@ use vm_memory::{
     MmapRegion,
 };
 
-use crate::mapping::{FLAGS, Mapping, PROT};
+use crate::mapping::{HUGE_PAGE, Mapping, PROT, memory_file};
 use crate::{PAGE_SIZE, PageLog, PageState};
 
 /// Why guest memory could not be made.
@@ -51,10 +53,22 @@ pub struct Page<'a> {
     pub state: &'a PageState,
 }
 
+/// Who can map guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// This process alone.
+    #[default]
+    Private,
+    /// Other processes too, to whom its file is given ([`GuestRam::file`]).
+    Shared,
+}
+
 struct Inner {
     mem: GuestMemoryMmap<PageLog>,
     /// The memory behind `mem`, and so after it.
     _mappings: Vec<Mapping>,
+    /// What shared memory is in, each range at the next multiple of a huge page.
+    file: Option<File>,
     ranges: Vec<(RamRange, PageLog)>,
 }
 
@@ -69,23 +83,29 @@ unsafe impl Send for Inner {}
 unsafe impl Sync for Inner {}
 
 impl GuestRam {
-    /// Maps zeroed memory at the given guest-physical ranges, which must not overlap.
+    /// Maps zeroed private memory at the given guest-physical ranges, which must not overlap.
     pub fn new(ranges: &[Range<u64>]) -> Result<GuestRam, Error> {
+        GuestRam::with_backing(ranges, Backing::Private)
+    }
+
+    /// Maps zeroed memory at the given guest-physical ranges, which must not overlap.
+    pub fn with_backing(ranges: &[Range<u64>], backing: Backing) -> Result<GuestRam, Error> {
         let aligned = |r: &Range<u64>| r.start < r.end && (r.start | r.end).is_multiple_of(PAGE_SIZE);
         if let Some(bad) = ranges.iter().find(|r| !aligned(r)) {
             return Err(Error::Unaligned(bad.clone()));
         }
         let bytes = ranges.iter().map(|r| r.end - r.start).sum();
-        let failed = |source| Error::Map { bytes, source };
-        let mappings: Vec<_> = ranges
-            .iter()
-            .map(|r| Mapping::new((r.end - r.start) as usize))
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        let regions = ranges.iter().zip(&mappings).map(region).collect::<Result<_, _>>().map_err(failed)?;
-        let mem = GuestMemoryMmap::from_regions(regions).map_err(IoError::other).map_err(failed)?;
-        let ranges = mem.iter().map(range_of).collect();
-        Ok(GuestRam(Arc::new(Inner { mem, _mappings: mappings, ranges })))
+        map(ranges, backing).map_err(|source| Error::Map { bytes, source })
+    }
+
+    /// The file that shared memory is in, and the offset there of the page of `gpa`; `None` for private
+    /// memory, and where there is none.
+    pub fn file(&self, gpa: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        let file = self.0.file.as_ref()?;
+        let lens = self.ranges().map(|range| range.len);
+        let (range, offset) =
+            self.ranges().zip(offsets(lens)).find(|(r, _)| gpa.wrapping_sub(r.gpa) < r.len)?;
+        Some((file.as_fd(), offset + (gpa - range.gpa) / PAGE_SIZE * PAGE_SIZE))
     }
 
     /// The ranges in ascending order.
@@ -125,10 +145,40 @@ impl GuestRam {
     }
 }
 
+/// Where ranges of these lengths are in their file.
+fn offsets(lens: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
+    lens.scan(0, |next, len| {
+        let offset = *next;
+        *next = (offset + len).next_multiple_of(HUGE_PAGE as u64);
+        Some(offset)
+    })
+}
+
+fn map(ranges: &[Range<u64>], backing: Backing) -> Result<GuestRam, IoError> {
+    let len = |r: &Range<u64>| r.end - r.start;
+    let lens = || ranges.iter().map(len);
+    let (file, mappings) = match backing {
+        Backing::Private => {
+            (None, lens().map(|len| Mapping::private(len as usize)).collect::<Result<Vec<_>, _>>()?)
+        }
+        Backing::Shared => {
+            let end = offsets(lens()).zip(lens()).last().map_or(0, |(offset, len)| offset + len);
+            let file = memory_file(end)?;
+            let place = |(offset, len)| Mapping::shared(&file, offset, len as usize);
+            let mappings = offsets(lens()).zip(lens()).map(place).collect::<Result<Vec<_>, _>>()?;
+            (Some(file), mappings)
+        }
+    };
+    let regions = ranges.iter().zip(&mappings).map(region).collect::<Result<_, _>>()?;
+    let mem = GuestMemoryMmap::from_regions(regions).map_err(IoError::other)?;
+    let ranges = mem.iter().map(range_of).collect();
+    Ok(GuestRam(Arc::new(Inner { mem, _mappings: mappings, file, ranges })))
+}
+
 fn region((range, mapping): (&Range<u64>, &Mapping)) -> Result<GuestRegionMmap<PageLog>, IoError> {
     let len = (range.end - range.start) as usize;
     // SAFETY: the mapping is `len` bytes long and outlives the region, in `Inner`.
-    let region = unsafe { MmapRegion::build_raw(mapping.start(), len, PROT, FLAGS) };
+    let region = unsafe { MmapRegion::build_raw(mapping.start(), len, PROT, mapping.flags()) };
     GuestRegionMmap::new(region.map_err(IoError::other)?, GuestAddress(range.start))
         .ok_or_else(|| IoError::other("it ends beyond all addresses"))
 }
@@ -164,6 +214,20 @@ mod tests {
         assert_ne!(page.state.version(), version, "the write must void decoded code");
         assert_eq!(ram.take_dirty(), [0x10_1000]);
         assert!(ram.take_dirty().is_empty());
+    }
+
+    #[test]
+    fn the_file_of_shared_memory_has_what_the_guest_sees() {
+        use std::os::unix::fs::FileExt;
+        let ranges = [0..0x4000, 0x10_0000..0x10_2000];
+        let ram = GuestRam::with_backing(&ranges, Backing::Shared).unwrap();
+        ram.write_slice(b"ospite", GuestAddress(0x10_1ffa)).unwrap();
+        let (fd, offset) = ram.file(0x10_1ffa).unwrap();
+        let mut found = [0; 6];
+        File::from(fd.try_clone_to_owned().unwrap()).read_exact_at(&mut found, offset + 0xffa).unwrap();
+        assert_eq!(&found, b"ospite");
+        assert!(ram.file(0x4000).is_none());
+        assert!(GuestRam::new(&ranges).unwrap().file(0).is_none());
     }
 
     #[test]
