@@ -43,8 +43,8 @@ test-office-short: prepare
 lint: prepare ## Format, clippy, arrows of the house plan, licences, shell scripts
 	tools/lint.sh
 
-bench: prepare ## How fast guests are, beside the metal and QEMU's translator in the same run
-	tools/bench.sh
+bench: prepare ## How fast guests are, beside the metal and QEMU's translator in one run; BENCH=--quick: a first impression
+	tools/bench.sh $(BENCH)
 
 bench-net: prepare ## How fast guests' networks are, beside QEMU's user network and passt in the same run
 	tools/bench-net.sh

@@ -4,21 +4,27 @@
 //! ratios are what to quote, for machines differ and drift.
 
 mod cpio;
+mod guest;
 mod runner;
 mod table;
 mod workload;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
 
+use guest::{Debian, Guest};
+use table::{DEBIAN, Runs};
+use workload::{PAIR, WORKLOADS};
+
 /// Compare ospite's software engine with the metal and with QEMU's translator.
 #[derive(Parser)]
 #[command(after_help = "Example:\n  ospite-bench --rounds 3")]
 struct Args {
-    /// Folder with cloud/vmlinuz, busybox.cpio and busybox, as tools/guest-kernels.sh makes it.
+    /// Folder with cloud/vmlinuz, busybox.cpio and busybox, as tools/guest-kernels.sh makes it, and with
+    /// debian12.raw and debian12.cpio, as tools/guest-debian.sh makes them.
     #[arg(long, default_value = ".cache/guests")]
     cache: PathBuf,
     /// The ospite program.
@@ -39,12 +45,32 @@ struct Args {
     /// Do one part in so many of the full work; an interpreter needs 16 or more.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     divide: u64,
+    /// A quarter of the work, one round, no Debian: a first impression.
+    #[arg(long)]
+    quick: bool,
+    /// Only the items with one vCPU: neither the gain of a second one nor Debian.
+    #[arg(long)]
+    items_only: bool,
     /// Give up on a single run after so many seconds.
     #[arg(long, default_value_t = 900)]
     limit: u64,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    fn divide(&self) -> u64 {
+        if self.quick { self.divide * 4 } else { self.divide }
+    }
+
+    fn rounds(&self) -> u32 {
+        if self.quick { 1 } else { self.rounds }
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.limit)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +83,6 @@ enum Error {
     Run(#[from] runner::Error),
 }
 
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
-const SCRIPT: &str = "bench.sh";
-/// The busybox that is measured, in the guest. It goes by its name.
-const MEASURED: &str = "busybox";
-
 fn main() -> ExitCode {
     match bench(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,87 +94,57 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &Args) -> Result<(), Error> {
-    let guest = Guest::prepare(args)?;
     let with_qemu = Command::new(&args.qemu).arg("--version").output().is_ok();
     if !with_qemu {
         eprintln!("ospite-bench: {} is not installed: its column stays empty", args.qemu.display());
     }
-    let limit = Duration::from_secs(args.limit);
-    let mut runs = table::Runs::default();
-    for round in 1..=args.rounds {
-        eprintln!("round {round} of {}: native", args.rounds);
-        runs.native.push(runner::run(guest.native(), limit)?);
-        eprintln!("round {round} of {}: ospite", args.rounds);
-        runs.ospite.push(runner::run(guest.ospite(args), limit)?);
-        if with_qemu {
-            eprintln!("round {round} of {}: QEMU", args.rounds);
-            runs.qemu.push(runner::run(guest.qemu(args), limit)?);
-        }
-    }
-    let rows = table::rows(&runs);
-    if args.json {
-        println!("{}", serde_json::json!({ "divide": args.divide, "rounds": args.rounds, "rows": rows }));
-    } else {
-        print!("{}", table::text(&rows));
+    let one = in_turns(args, with_qemu, &Guest::prepare(args, WORKLOADS, 1)?)?;
+    let two = match args.items_only {
+        true => Runs::default(),
+        false => in_turns(args, with_qemu, &Guest::prepare(args, &[PAIR], 2)?)?,
+    };
+    let debian = match args.items_only || args.quick {
+        true => Runs::default(),
+        false => logins(args, with_qemu)?,
+    };
+    let table = table::Table::new(args.divide(), args.rounds(), &one, &two, &debian);
+    match args.json {
+        true => println!("{}", serde_json::json!(table)),
+        false => print!("{}", table.text()),
     }
     Ok(())
 }
 
-/// The files that all runs share.
-struct Guest {
-    kernel: PathBuf,
-    initrd: PathBuf,
-    busybox: PathBuf,
-    script: PathBuf,
+/// A script natively, in ospite and in QEMU, again and again.
+fn in_turns(args: &Args, with_qemu: bool, guest: &Guest) -> Result<Runs, Error> {
+    let mut runs = Runs::default();
+    let rounds = args.rounds();
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}: native");
+        runs.native.push(runner::run(guest.native(), args.limit())?);
+        eprintln!("round {round} of {rounds}: ospite");
+        runs.ospite.push(runner::run(guest.ospite(args), args.limit())?);
+        if with_qemu {
+            eprintln!("round {round} of {rounds}: QEMU");
+            runs.qemu.push(runner::run(guest.qemu(args), args.limit())?);
+        }
+    }
+    Ok(runs)
 }
 
-impl Guest {
-    /// Makes the initramfs: the busybox one with the script behind it.
-    fn prepare(args: &Args) -> Result<Guest, Error> {
-        let read = |path: &Path| std::fs::read(path).map_err(|e| Error::Missing(path.into(), e));
-        let script = workload::script(args.divide);
-        let mut initrd = read(&args.cache.join("busybox.cpio"))?;
-        initrd.resize(initrd.len().next_multiple_of(4), 0);
-        initrd.extend(cpio::with_file(SCRIPT, script.as_bytes()));
-        let busybox = args.cache.join(&args.busybox);
-        initrd.extend(cpio::with_file(MEASURED, &read(&busybox)?));
-        let guest = Guest {
-            kernel: args.cache.join("cloud/vmlinuz"),
-            initrd: args.cache.join("bench.cpio"),
-            busybox,
-            script: args.cache.join(SCRIPT),
-        };
-        let write =
-            |path: &Path, data: &[u8]| std::fs::write(path, data).map_err(|e| Error::Write(path.into(), e));
-        write(&guest.initrd, &initrd)?;
-        write(&guest.script, script.as_bytes())?;
-        Ok(guest)
+/// Debian with systemd to its login prompt, once each: it takes long and drifts little.
+fn logins(args: &Args, with_qemu: bool) -> Result<Runs, Error> {
+    let mut runs = Runs::default();
+    let Some(debian) = Debian::find(args) else {
+        eprintln!("ospite-bench: no Debian disk: its row stays empty; tools/guest-debian.sh makes one");
+        return Ok(runs);
+    };
+    let login = |command| runner::until(command, "login: ", args.limit());
+    eprintln!("Debian: ospite");
+    runs.ospite.push([(DEBIAN.into(), login(debian.ospite(args)?)?)].into());
+    if with_qemu {
+        eprintln!("Debian: QEMU");
+        runs.qemu.push([(DEBIAN.into(), login(debian.qemu(args)?)?)].into());
     }
-
-    fn native(&self) -> Command {
-        let mut command = Command::new(&self.busybox);
-        command.arg("sh").arg("-c").arg(". \"$1\"").arg(&self.busybox).arg(&self.script);
-        command
-    }
-
-    fn cmdline(&self) -> String {
-        format!("{CMDLINE} ospite.run=\"/{MEASURED} sh -c '. /{SCRIPT}' /{MEASURED}\"")
-    }
-
-    fn ospite(&self, args: &Args) -> Command {
-        let mut command = Command::new(&args.ospite);
-        command.arg("run").args(args.ospite_args.split_whitespace()).args(["-c", "1", "-m", "512M"]);
-        command.arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initrd);
-        command.arg("--append").arg(self.cmdline());
-        command
-    }
-
-    fn qemu(&self, args: &Args) -> Command {
-        let mut command = Command::new(&args.qemu);
-        command.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512"]);
-        command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
-        command.arg("-append").arg(self.cmdline());
-        command
-    }
+    Ok(runs)
 }

@@ -7,11 +7,19 @@ pub struct Workload {
     /// The shell line. `$n` is the amount of work, `$b` the busybox binary: its own
     /// applets are meant, not the host's programs.
     pub line: &'static str,
-    /// The amount at full scale: natively some tenths of a second.
+    /// The amount at full scale: natively more than half a second.
     pub amount: u64,
     /// Counts towards the geometric mean of the compute items.
     pub compute: bool,
 }
+
+/// Two jobs that have nothing to do with each other, at once: what a second vCPU is for.
+pub const PAIR: Workload = Workload {
+    name: "2 jobs at once",
+    line: "j() { $b cat $b $b $b $b | $b head -c $n | $b bzip2 -c; }; j & j & wait",
+    amount: 7600 << 10,
+    compute: false,
+};
 
 /// The items, in the order of the table.
 pub const WORKLOADS: &[Workload] = &[
@@ -24,19 +32,19 @@ pub const WORKLOADS: &[Workload] = &[
     Workload {
         name: "gzip -9",
         line: "$b head -c $n /dev/zero | $b gzip -9 | $b wc -c",
-        amount: 32 << 20,
+        amount: 64 << 20,
         compute: true,
     },
     Workload {
         name: "bzip2",
-        line: "$b head -c $n $b | $b bzip2 -c | $b wc -c",
-        amount: 1900 << 10,
+        line: "$b cat $b $b $b $b | $b head -c $n | $b bzip2 -c | $b wc -c",
+        amount: 7600 << 10,
         compute: true,
     },
     Workload {
         name: "awk float",
         line: "$b awk -v n=$n 'BEGIN{for(i=0;i<n;i++)s+=i*1.5/3;print s}'",
-        amount: 6_000_000,
+        amount: 1_500_000,
         compute: true,
     },
     Workload {
@@ -54,9 +62,10 @@ pub const WORKLOADS: &[Workload] = &[
     Workload {
         name: "syscalls",
         line: "$b dd if=/dev/zero of=/dev/null bs=1 count=$n",
-        amount: 300_000,
+        amount: 600_000,
         compute: false,
     },
+    PAIR,
 ];
 
 /// Printed before an item starts and when it has ended; what is between them is its time.
@@ -66,11 +75,11 @@ pub const END: &str = "BENCH-END";
 /// Printed when all is done.
 pub const DONE: &str = "BENCH-DONE";
 
-/// The script that runs all items at `1/divisor` of their full amount. `$0` is the busybox binary, so the
+/// The script that runs `items` at `1/divisor` of their full amount. `$0` is the busybox binary, so the
 /// same script runs everywhere; the host's clock times the marks as they arrive.
-pub fn script(divisor: u64) -> String {
+pub fn script(items: &[Workload], divisor: u64) -> String {
     let mut text = String::from("b=$0\n");
-    for w in WORKLOADS {
+    for w in items {
         let amount = (w.amount / divisor).max(1);
         text += &format!(
             "echo {START} {}\nn={amount}\n( {} ) >/dev/null 2>&1\necho {END} {}\n",
@@ -87,7 +96,7 @@ mod tests {
 
     #[test]
     fn every_item_is_marked_and_scaled() {
-        let text = script(64);
+        let text = script(WORKLOADS, 64);
         for w in WORKLOADS {
             assert!(
                 text.contains(&format!("{START} {}\n", w.name))
