@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use mem::GuestRam;
+use rustix::rand::GetRandomFlags;
 
 use crate::bytes::{Fields, put};
 use crate::image::Image;
 use crate::kernel::{LoadParams, RawError};
 use crate::setup;
 use crate::space::Space;
+use crate::vmlinux::{self, Place, Vmlinux};
 use crate::{Entry, MemoryMap, Problem, layout};
 
 // Setup header fields, at the same offsets in the file and in the zero page.
@@ -19,6 +21,7 @@ const HEADER_LENGTH: u64 = 0x201;
 const HEADER_MAGIC: u64 = 0x202;
 const VERSION: u64 = 0x206;
 const TYPE_OF_LOADER: usize = 0x210;
+const LOADFLAGS: usize = 0x211;
 const CODE32_START: usize = 0x214;
 const RAMDISK_IMAGE: usize = 0x218;
 const RAMDISK_SIZE: usize = 0x21c;
@@ -28,6 +31,8 @@ const KERNEL_ALIGNMENT: u64 = 0x230;
 const RELOCATABLE_KERNEL: u64 = 0x234;
 const XLOADFLAGS: u64 = 0x236;
 const CMDLINE_SIZE: u64 = 0x238;
+const PAYLOAD_OFFSET: u64 = 0x248;
+const PAYLOAD_LENGTH: u64 = 0x24c;
 const PREF_ADDRESS: u64 = 0x258;
 const INIT_SIZE: u64 = 0x260;
 
@@ -47,6 +52,8 @@ const XLF_KERNEL_64: u16 = 1 << 0;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 1 << 1;
 /// `type_of_loader` of a loader without a number of its own.
 const UNDEFINED_LOADER: u8 = 0xff;
+/// `loadflags`: the kernel's address was randomized; it randomizes its own data then.
+const KASLR_FLAG: u8 = 1 << 1;
 /// The 64-bit entry is this far into the protected-mode part.
 const ENTRY64: u64 = 0x200;
 const PAGE: u64 = 4096;
@@ -58,6 +65,8 @@ pub(crate) struct BzImage {
     header: Vec<u8>,
     /// The protected-mode part in the file.
     payload: Range<usize>,
+    /// The compressed kernel in it; empty if it is not where the header says.
+    packed: Range<usize>,
     /// Memory it needs from its load address on until it has unpacked itself.
     init_size: u64,
     pref_address: u64,
@@ -98,12 +107,14 @@ impl BzImage {
             0 => None,
             _ => Some(alignment(fields.u32(KERNEL_ALIGNMENT)?)?),
         };
+        let packed = packed(&payload, &fields)?;
         let above_4g = xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;
         let initrd_max = if above_4g { u32::MAX } else { fields.u32(INITRD_ADDR_MAX)? };
         Ok(BzImage {
             header: fields.slice(HEADER_START, header_end - HEADER_START)?.to_vec(),
             init_size: u64::from(fields.u32(INIT_SIZE)?).max(payload.len() as u64),
             payload,
+            packed,
             pref_address: fields.u64(PREF_ADDRESS)?,
             alignment,
             cmdline_max: u64::from(fields.u32(CMDLINE_SIZE)?),
@@ -129,11 +140,66 @@ impl BzImage {
             None => 0..0,
         };
         setup::command_line(ram, params.cmdline, self.cmdline_max)?;
-        image.copy(ram, load, self.payload.clone())?;
-        setup::write(ram, layout::ZERO_PAGE, &self.zero_page(load, &initrd, params))?;
+        let mut zero_page = self.zero_page(load, &initrd, params);
+        let rip = match self.unpack(image, ram, params, load, &initrd) {
+            Some(Unpacked { entry, randomized }) => {
+                zero_page[LOADFLAGS] |= if randomized { KASLR_FLAG } else { 0 };
+                entry
+            }
+            None => {
+                image.copy(ram, load, self.payload.clone())?;
+                load + ENTRY64
+            }
+        };
+        setup::write(ram, layout::ZERO_PAGE, &zero_page)?;
         setup::page_tables(ram)?;
-        let entry = setup::long64(ram, load + ENTRY64)?;
+        let entry = setup::long64(ram, rip)?;
         Ok(Entry { rsi: layout::ZERO_PAGE, ..entry })
+    }
+
+    /// Puts the kernel itself into memory, so that the guest need not unpack it. `None` if that is left to the
+    /// guest: then memory holds nothing that matters.
+    fn unpack(
+        &self,
+        image: &Image,
+        ram: &GuestRam,
+        params: &LoadParams,
+        load: u64,
+        initrd: &Range<u64>,
+    ) -> Option<Unpacked> {
+        let memory = self.pref_address..self.pref_address.checked_add(self.init_size)?;
+        let mut kernel = Vmlinux::find(image, self.packed.clone(), memory.clone())?;
+        let wanted = !params.cmdline.split_ascii_whitespace().any(|word| word == "nokaslr");
+        let align = self.alignment.filter(|_| wanted && kernel.moves());
+        let place = match align {
+            Some(align) => self.random_place(params, &memory, align, initrd)?,
+            None => Place { load, moved: 0 },
+        };
+        match kernel.load(ram, place) {
+            Ok(()) => Some(Unpacked { entry: place.load + kernel.entry, randomized: align.is_some() }),
+            Err(problem) => {
+                log::debug!("the guest unpacks its kernel: it {problem}");
+                None
+            }
+        }
+    }
+
+    /// Any that is aligned, below 4 GiB, and not lower than where the kernel prefers to be.
+    fn random_place(
+        &self,
+        params: &LoadParams,
+        memory: &Range<u64>,
+        align: u64,
+        initrd: &Range<u64>,
+    ) -> Option<Place> {
+        let mut random = [[0; 8]; 2];
+        rustix::rand::getrandom(random.as_flattened_mut(), GetRandomFlags::empty()).ok()?;
+        let [first, second] = random.map(u64::from_le_bytes);
+        let mut space = Space::new(params.memory_map).ok()?;
+        space.claim(initrd.clone());
+        let places = space.places(self.init_size, align, self.pref_address, layout::FOUR_GIB);
+        let load = *places.get(vmlinux::pick(first, places.len() as u64) as usize)?;
+        Some(Place { load, moved: vmlinux::random_move(memory, align, second) })
     }
 
     /// The preferred address, or the lowest that is free for a kernel that can be moved.
@@ -163,6 +229,19 @@ impl BzImage {
         e820(&mut page, params.memory_map);
         page
     }
+}
+
+/// A kernel that was unpacked: its entry, and whether its place was left to chance.
+struct Unpacked {
+    entry: u64,
+    randomized: bool,
+}
+
+fn packed(payload: &Range<usize>, fields: &Fields) -> Result<Range<usize>, Problem> {
+    let start = payload.start as u64 + u64::from(fields.u32(PAYLOAD_OFFSET)?);
+    let packed = start..start + u64::from(fields.u32(PAYLOAD_LENGTH)?);
+    let inside = packed.end <= payload.end as u64;
+    Ok(if inside { packed.start as usize..packed.end as usize } else { 0..0 })
 }
 
 /// The protected-mode part: after the boot sector and the setup sectors, `syssize` paragraphs long.

@@ -60,6 +60,18 @@ impl Image {
         }
     }
 
+    /// Reads its bytes from `at` on.
+    pub fn read(&self, at: usize, into: &mut [u8]) -> Result<(), Problem> {
+        match self {
+            Image::File { file, .. } => file.read_exact_at(into, at as u64).map_err(Problem::Read),
+            Image::Memory(bytes) => {
+                let end = at.checked_add(into.len()).ok_or_else(changed)?;
+                into.copy_from_slice(bytes.get(at..end).ok_or_else(changed)?);
+                Ok(())
+            }
+        }
+    }
+
     /// Copies a part of it into guest memory.
     pub fn copy(&self, ram: &GuestRam, addr: u64, part: Range<usize>) -> Result<(), Problem> {
         match self {

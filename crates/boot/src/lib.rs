@@ -24,7 +24,9 @@
 //! | `0xe0000-0xfffff` | ACPI tables, the RSDP first                                     | all            |
 //!
 //! Above 1 MiB are the kernel, where its header asks to be, and the initrd: as high as the kernel
-//! allows below 4 GiB (bzImage, PVH), or right after the kernel (multiboot).
+//! allows below 4 GiB (bzImage, PVH), or right after the kernel (multiboot). A bzImage packed with LZ4 is
+//! unpacked here, which is faster than the guest would do it, and to a random place as the guest would,
+//! unless its command line says `nokaslr`.
 
 #![cfg_attr(test, allow(clippy::single_range_in_vec_init))] // guests of one RAM range
 
@@ -38,12 +40,14 @@ mod file;
 mod image;
 mod kernel;
 pub mod layout;
+mod lz4;
 mod memory_map;
 mod multiboot;
 mod pvh;
 mod setup;
 mod sniff;
 mod space;
+mod vmlinux;
 
 pub use entry::{DescriptorTable, Entry, Mode, Segment};
 pub use error::{Error, Problem, Role};

@@ -47,6 +47,16 @@ impl Space {
         self.claim(start..start + len).then_some(start)
     }
 
+    /// All places for `len` bytes at multiples of `align`, in ascending order.
+    pub fn places(&self, len: u64, align: u64, from: u64, below: u64) -> Vec<u64> {
+        let places = self.free.iter().filter_map(|free| {
+            let first = free.start.max(from).checked_next_multiple_of(align)?;
+            let end = free.end.min(below).checked_sub(len)?;
+            Some((first..=end).step_by(align as usize))
+        });
+        places.flatten().collect()
+    }
+
     /// Takes `len` bytes at the highest multiple of `align` above the first MiB, ending at most at
     /// `below`.
     pub fn claim_highest(&mut self, len: u64, align: u64, below: u64) -> Option<u64> {
@@ -124,6 +134,14 @@ mod tests {
         assert_eq!(space.claim_lowest(MIB, 16 * MIB, MIB, u64::MAX), Some(16 * MIB));
         assert_eq!(space.claim_lowest(u64::MAX, 4096, MIB, u64::MAX), None);
         assert_eq!(space.claim_highest(u64::MAX, 4096, u64::MAX), None);
+    }
+
+    #[test]
+    fn places_are_all_that_fit() {
+        let mut space = space(16);
+        space.claim(8 * MIB..8 * MIB + 4096);
+        assert_eq!(space.places(3 * MIB, 2 * MIB, 3 * MIB, 15 * MIB), [4 * MIB, 10 * MIB, 12 * MIB]);
+        assert!(space.places(17 * MIB, 4096, 0, u64::MAX).is_empty());
     }
 
     #[test]
