@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
@@ -55,6 +55,7 @@ impl PageState {
             }
             let next = version.wrapping_add(1);
             if self.version.compare_exchange(version, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                fence(Ordering::SeqCst); // see `note_write`
                 return (next, true);
             }
         }
@@ -65,6 +66,8 @@ impl PageState {
     /// Must come after the bytes were written.
     #[inline]
     pub fn note_write(&self) {
+        // The bytes are there before the look at the version: whoever marks the page behind it reads them.
+        fence(Ordering::SeqCst);
         if self.dirty.load(Ordering::Relaxed) == 0 {
             self.dirty.store(1, Ordering::Release);
         }
@@ -166,6 +169,41 @@ mod tests {
         let after = page.version();
         page.note_write();
         assert_eq!(page.version(), after, "data pages keep their version");
+    }
+
+    #[test]
+    fn who_reads_old_bytes_while_another_thread_writes_finds_its_code_void() {
+        const PAGES: usize = 1 << 14;
+        for _ in 0..8 {
+            let pages: Vec<_> = (0..PAGES).map(|_| (PageState::default(), AtomicU32::new(0))).collect();
+            let pace = AtomicU64::new(0);
+            // Each page when both are there, so that they meet.
+            let meet = |at: usize| {
+                pace.fetch_add(1, Ordering::AcqRel);
+                let mut patience = 100_000;
+                while pace.load(Ordering::Acquire) < 2 * (at as u64 + 1) && patience > 0 {
+                    patience -= 1;
+                    std::hint::spin_loop();
+                }
+            };
+            let decoded: Vec<_> = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for (at, (state, bytes)) in pages.iter().enumerate() {
+                        meet(at);
+                        bytes.store(1, Ordering::Relaxed);
+                        state.note_write();
+                    }
+                });
+                let decode = |(at, (state, bytes)): (usize, &(PageState, AtomicU32))| {
+                    meet(at);
+                    (state.mark_code().0, bytes.load(Ordering::Relaxed))
+                };
+                pages.iter().enumerate().map(decode).collect()
+            });
+            for ((version, bytes), (state, _)) in decoded.into_iter().zip(&pages) {
+                assert!(bytes == 1 || state.version() != version, "old bytes are taken for valid");
+            }
+        }
     }
 
     #[test]
