@@ -1,6 +1,7 @@
 //! What an engine tells about its work, as plain data: for whoever tunes it, or wonders where the time
 //! went.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -90,8 +91,11 @@ impl Statistics {
             self.tables.len() - 1
         });
         let table = &mut self.tables[at].rows;
-        rows.into_iter().for_each(|(kind, count)| add_count(table, &kind, count));
-        table.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
+        // There may be as many as a guest has places to jump to.
+        let mut counts: HashMap<String, u64> = table.drain(..).map(|row| (row.name, row.count)).collect();
+        rows.into_iter().for_each(|(kind, count)| *counts.entry(kind).or_default() += count);
+        table.extend(counts.into_iter().map(|(name, count)| Count { name, count }));
+        table.sort_unstable_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
     }
 
     /// Adds those of another vCPU.
@@ -172,5 +176,18 @@ mod tests {
         let text = one(2.0, &[("in", 5)]).to_string();
         assert!(text.contains("2.000 s 100.0 %  translated code"), "{text}");
         assert!(text.contains("25.000 % of 4 hit in tlb") && text.contains("fallbacks:"), "{text}");
+    }
+
+    #[test]
+    fn a_table_of_very_many_kinds_is_added_up_in_no_time() {
+        let rows = || (0..1u64 << 16).map(|kind| (format!("{kind:#x}"), kind % 7));
+        let (mut sum, mut other) = (Statistics::default(), Statistics::default());
+        let start = std::time::Instant::now();
+        sum.table("jumps", rows());
+        other.table("jumps", rows());
+        sum.add(other);
+        assert!(start.elapsed() < std::time::Duration::from_secs(3), "{:?}", start.elapsed());
+        assert_eq!(sum.tables[0].rows.len(), 1 << 16);
+        assert_eq!(sum.tables[0].rows[0].count, 12);
     }
 }
