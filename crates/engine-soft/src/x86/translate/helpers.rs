@@ -147,6 +147,7 @@ fn straddle(cpu: &mut Cpu, translator: &mut Translator, at: u16) -> u64 {
     };
     translator.link_straddle(cpu, at);
     run_op(cpu, translator, &OpSite { resume: 1, ..OpSite::new(op, at) });
+    Translator::publish_deadline(cpu);
     if translator.exception.is_some() { LEAVE } else { translator.known(cpu).unwrap_or(LEAVE) }
 }
 

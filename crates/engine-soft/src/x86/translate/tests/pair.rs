@@ -128,6 +128,13 @@ impl Pair {
         panic!("the translator does not come to an end, at {:#x}", self.cpu.rip());
     }
 
+    /// Has the translator go some way on, the oracle not.
+    pub fn translate_on(&mut self) {
+        let (translator, blocks) = (&mut self.translator, &mut self.other_blocks);
+        // SAFETY: the vCPU is in its box.
+        self.cpu.with_io(&NoIo, |cpu| unsafe { translator.step(cpu, blocks) }).expect("no exception");
+    }
+
     fn compare(&mut self, flags: u64) {
         let (a, b) = (&self.oracle.cpu, &self.cpu);
         for number in 0..16 {

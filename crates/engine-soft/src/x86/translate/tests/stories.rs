@@ -1,9 +1,14 @@
 //! What a program sees.
 
+use std::sync::atomic::Ordering;
+
+use mem::PAGE_SIZE;
+
 use super::pair::Pair;
+use crate::vm::attention;
 use crate::x86::exception::vector;
-use crate::x86::op::reg;
-use crate::x86::testing::DATA;
+use crate::x86::op::{RIP, reg};
+use crate::x86::testing::{CODE, DATA};
 
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
@@ -188,4 +193,39 @@ fn a_return_of_16_bits_is_none_of_64_however_much_it_releases() {
     let mut pair = Pair::new(&code);
     pair.poke(0x800, &UD2);
     assert_eq!(pair.run().vector(), vector::UD);
+}
+
+#[test]
+fn a_timer_that_an_instruction_across_pages_sets_is_due_in_a_loop_behind_it() {
+    // at the end of a page: wrmsr (across); l: test ecx, ecx; jnz l
+    let mut pair = Pair::new(&[]);
+    let at = CODE + PAGE_SIZE - 1;
+    pair.poke(at, &[0x0f, 0x30, 0x85, 0xc9, 0x75, 0xfc]);
+    let cpu = &mut pair.cpu;
+    cpu.write_msr(0x1b, 0xfee0_0d00).unwrap(); // x2APIC mode
+    cpu.write_msr(0x80f, 0x1ff).unwrap();
+    cpu.write_msr(0x832, 0x4_00ec).unwrap(); // TSC deadline
+    let mailbox = |pair: &Pair| pair.cpu.vm.vcpus[0].deadline.load(Ordering::Relaxed);
+    // Once to translate, then with everything there.
+    for round in 0..3 {
+        pair.set(RIP, at);
+        pair.set(reg::RCX, 0x6e0);
+        pair.set(reg::RAX, u32::MAX.into());
+        pair.set(reg::RDX, 0x7fff_ffff);
+        pair.cpu.tlb.jumps.clear(); // the unit across the pages is not sure of its second page any more
+        pair.cpu.write_msr(0x6e0, 0).unwrap();
+        let vm = pair.cpu.vm.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                vm.vcpus[0].notify(attention::STOP);
+            });
+            while vm.vcpus[0].attention() & attention::STOP == 0 {
+                pair.translate_on();
+            }
+        });
+        vm.vcpus[0].take(attention::STOP);
+        assert!(pair.translator.stats.straddles > 0);
+        assert_ne!(mailbox(&pair), u64::MAX, "round {round}");
+    }
 }
