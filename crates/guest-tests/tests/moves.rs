@@ -19,7 +19,7 @@ use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 use guest_tests::artefacts::{Kernel, cloud_kernel};
 use guest_tests::patience;
-use machine::{BootSpec, DiskSpec, HostIo, Machine, MachineState, PowerEvent, VmSpec};
+use machine::{BootSpec, DiskSpec, HostIo, Machine, MachineState, MemoryKind, PowerEvent, VmSpec};
 use mem::{Bytes, GuestAddress, GuestRam};
 
 /// How long the guest may take from one move to the next.
@@ -122,6 +122,7 @@ fn spec(disk: &Path, cpus: u32) -> VmSpec {
         cpus,
         cpu_model: CpuModel::V2,
         memory: 128 << 20,
+        memory_backing: MemoryKind::default(),
         disks: vec![DiskSpec {
             path: disk.to_owned(),
             format: Some(disk::Format::Raw),

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use engine::x86::CpuModel;
+use mem::Kind;
 use pci::FunctionInfo;
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ pub struct Description {
     pub cpu_model: CpuModel,
     /// Guest-physical ranges of RAM.
     pub memory: Vec<Range<u64>>,
+    /// What of the host's memory is behind it.
+    pub memory_backing: Kind,
     /// What it starts.
     pub kernel: KernelInfo,
     /// Devices at fixed places.
@@ -92,6 +95,7 @@ impl Machine {
             cpus: self.spec.cpus,
             cpu_model: self.spec.cpu_model,
             memory: memory::ranges(self.spec.memory).unwrap_or_default(),
+            memory_backing: self.spec.memory_backing,
             kernel: KernelInfo {
                 path: boot.kernel.clone(),
                 protocol: self.firmware.kernel.kind().to_string(),
@@ -109,7 +113,8 @@ impl fmt::Display for Description {
         writeln!(f, "machine   {} (board {}, engine {})", self.name, self.board, self.engine)?;
         writeln!(f, "vCPUs     {} (model {})", self.cpus, self.cpu_model)?;
         for range in &self.memory {
-            writeln!(f, "memory    {range:#x?} ({} MiB)", (range.end - range.start) >> 20)?;
+            let (mib, backing) = ((range.end - range.start) >> 20, self.memory_backing);
+            writeln!(f, "memory    {range:#x?} ({mib} MiB, backing {backing})")?;
         }
         let kernel = &self.kernel;
         writeln!(f, "kernel    {} ({})", kernel.path.display(), kernel.protocol)?;

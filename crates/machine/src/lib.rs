@@ -35,6 +35,7 @@ mod state;
 
 pub use ::chipset::{PowerEvent, SerialInput};
 pub use ::device::thread;
+pub use ::mem::Kind as MemoryKind;
 pub use chipset::ChipsetState;
 pub use describe::{Description, DeviceInfo, KernelInfo, PciInfo};
 pub use devices::PciState;

@@ -51,7 +51,7 @@ impl Machine {
         // The files first: their errors are the most likely ones and cost nothing.
         let firmware = Firmware::open(&spec.boot, spec.cpus)?;
         laps.done("files");
-        let ram = memory::map(spec.memory, engine.memory())?;
+        let ram = memory::map(spec.memory, spec.memory_backing, engine.memory())?;
         laps.done("memory");
         let config = VmConfig { cpus: spec.cpus, cpu_model: spec.cpu_model };
         let vm = engine.create_vm(&config, ram.clone())?;

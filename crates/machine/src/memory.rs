@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use mem::{Backing, GuestRam, PAGE_SIZE};
+use mem::{Backing, GuestRam, Kind, PAGE_SIZE};
 
 use crate::Error;
 use crate::layout::{HOLE, PCI_MMIO_64};
@@ -23,8 +23,8 @@ pub(crate) fn ranges(bytes: u64) -> Result<Vec<Range<u64>>, Error> {
 }
 
 /// Maps the guest's RAM.
-pub(crate) fn map(bytes: u64, backing: Backing) -> Result<GuestRam, Error> {
-    Ok(GuestRam::with_backing(&ranges(bytes)?, backing)?)
+pub(crate) fn map(bytes: u64, kind: Kind, backing: Backing) -> Result<GuestRam, Error> {
+    Ok(GuestRam::of_kind(&ranges(bytes)?, kind, backing)?)
 }
 
 /// Bytes of RAM below and above the hole.

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use engine::x86::CpuModel;
+use mem::Kind;
 use serde::{Deserialize, Serialize};
 
 /// A virtual machine as its user asked for it.
@@ -18,6 +19,9 @@ pub struct VmSpec {
     pub cpu_model: CpuModel,
     /// Memory in bytes.
     pub memory: u64,
+    /// What of the host's memory is behind it.
+    #[serde(default)]
+    pub memory_backing: Kind,
     /// Disks, in the order in which the guest sees them.
     pub disks: Vec<DiskSpec>,
     /// What to start.

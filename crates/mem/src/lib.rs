@@ -6,12 +6,14 @@
 //! pages hold code that an engine has decoded or translated.
 
 mod host;
+mod kind;
 mod mapping;
 mod page_log;
 mod ram;
 mod vectored;
 
 pub use host::HostInt;
+pub use kind::{Kind, UnknownKind};
 pub use page_log::{PageLog, PageState, code_changes};
 pub use ram::{Backing, Error, GuestRam, Page, RamRange};
 pub use vectored::{read_vectored_at, write_vectored_at};

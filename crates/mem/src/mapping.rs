@@ -7,6 +7,8 @@ use std::io::Error;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::null_mut;
 
+use crate::Kind;
+
 /// Size of the host's huge pages on x86-64. A nested page table maps that much at once only where host
 /// and guest addresses agree below it; guest ranges of any size begin at multiples of it.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
@@ -15,6 +17,9 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 pub(crate) const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// Flags of private memory, which is taken from the host only as it is touched.
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+/// Of huge pages from the host's pool: set aside here, so that a pool too small is an error now and not a fatal
+/// signal later.
+const POOL: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
 
 /// Zeroed pages, given back when it is dropped.
 pub(crate) struct Mapping {
@@ -25,24 +30,34 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     /// Maps `len` bytes, a multiple of the page size, that only this process has.
-    pub(crate) fn private(len: usize) -> Result<Mapping, Error> {
-        let mapping = Mapping::reserve(len)?;
-        mapping.ask_for_huge_pages();
+    pub(crate) fn private(len: usize, kind: Kind) -> Result<Mapping, Error> {
+        let mut mapping = Mapping::reserve(whole(len, kind)?)?;
+        if kind == Kind::Hugetlb {
+            mapping.replace(POOL, None)?;
+        }
+        mapping.ask_for_pages(kind);
         Ok(mapping)
     }
 
     /// Maps `len` bytes of a file, from `offset` on; both whole pages.
-    pub(crate) fn shared(file: &File, offset: u64, len: usize) -> Result<Mapping, Error> {
-        let mut mapping = Mapping::reserve(len)?;
-        let (fd, flags) = (file.as_raw_fd(), libc::MAP_SHARED | libc::MAP_FIXED);
+    pub(crate) fn shared(file: &File, offset: u64, len: usize, kind: Kind) -> Result<Mapping, Error> {
+        let mut mapping = Mapping::reserve(whole(len, kind)?)?;
+        mapping.replace(libc::MAP_SHARED, Some((file, offset)))?;
+        mapping.ask_for_pages(kind);
+        Ok(mapping)
+    }
+
+    /// Maps something else in its place.
+    fn replace(&mut self, flags: i32, file: Option<(&File, u64)>) -> Result<(), Error> {
+        let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset as i64));
+        let fixed = flags | libc::MAP_FIXED;
         // SAFETY: takes the place of our own mapping.
-        let start = unsafe { libc::mmap(mapping.start.cast(), len, PROT, flags, fd, offset as i64) };
+        let start = unsafe { libc::mmap(self.start.cast(), self.len, PROT, fixed, fd, offset) };
         if start == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
-        mapping.flags = libc::MAP_SHARED;
-        mapping.ask_for_huge_pages();
-        Ok(mapping)
+        self.flags = flags;
+        Ok(())
     }
 
     /// Room for `len` bytes where a huge page may begin.
@@ -58,10 +73,11 @@ impl Mapping {
         Ok(all.cut(head, len))
     }
 
-    fn ask_for_huge_pages(&self) {
+    fn ask_for_pages(&self, kind: Kind) {
+        let advice = if kind == Kind::Small { libc::MADV_NOHUGEPAGE } else { libc::MADV_HUGEPAGE };
         if self.len >= HUGE_PAGE {
             // SAFETY: our own mapping. A host without huge pages refuses, and small ones do too.
-            unsafe { libc::madvise(self.start.cast(), self.len, libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(self.start.cast(), self.len, advice) };
         }
     }
 
@@ -99,10 +115,18 @@ impl Drop for Mapping {
     }
 }
 
+/// `len` bytes, or as many as huge pages of the pool have.
+fn whole(len: usize, kind: Kind) -> Result<usize, Error> {
+    let grain = if kind == Kind::Hugetlb { HUGE_PAGE } else { 1 };
+    len.checked_next_multiple_of(grain).ok_or(Error::from_raw_os_error(libc::ENOMEM))
+}
+
 /// A file of `len` zeroed bytes in memory, which others can map to whom it is given.
-pub(crate) fn memory_file(len: u64) -> Result<File, Error> {
+pub(crate) fn memory_file(len: u64, kind: Kind) -> Result<File, Error> {
+    let pool = if kind == Kind::Hugetlb { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
+    let len = whole(len as usize, kind)? as u64;
     // SAFETY: a system call on a constant string.
-    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC | pool) };
     if fd < 0 {
         return Err(Error::last_os_error());
     }
@@ -119,7 +143,7 @@ mod tests {
     #[test]
     fn memory_begins_where_a_huge_page_may() {
         for len in [0x1000, HUGE_PAGE, 5 * HUGE_PAGE + 0x3000] {
-            let mapping = Mapping::private(len).unwrap();
+            let mapping = Mapping::private(len, Kind::Thp).unwrap();
             assert_eq!(mapping.start() as usize % HUGE_PAGE, 0);
             // SAFETY: first and last byte of the mapping.
             unsafe {
@@ -127,6 +151,31 @@ mod tests {
                 mapping.start().write(1);
             }
         }
-        assert!(Mapping::private(usize::MAX & !0xfff).is_err());
+        assert!(Mapping::private(usize::MAX & !0xfff, Kind::Thp).is_err());
+    }
+
+    /// The flags that proc_pid_smaps(5) tells of a mapping.
+    fn flags(mapping: &Mapping) -> String {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", mapping.start as usize);
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        lines.find_map(|line| line.strip_prefix("VmFlags:")).unwrap().to_owned()
+    }
+
+    #[test]
+    fn each_kind_of_memory_is_what_it_says() {
+        let private = |kind| flags(&Mapping::private(4 * HUGE_PAGE, kind).unwrap());
+        // A kernel without huge pages has no flags for them.
+        if std::fs::exists("/sys/kernel/mm/transparent_hugepage").unwrap() {
+            assert!(private(Kind::Thp).contains(" hg"), "{}", private(Kind::Thp));
+            assert!(private(Kind::Small).contains(" nh"), "{}", private(Kind::Small));
+        }
+        let file = memory_file(4 * HUGE_PAGE as u64, Kind::Shared).unwrap();
+        let shared = Mapping::shared(&file, 0, 4 * HUGE_PAGE, Kind::Shared).unwrap();
+        assert!(flags(&shared).contains(" sh") && !private(Kind::Thp).contains(" sh"));
+        // A host with huge pages free gives some of them; any other refuses at once.
+        if let Ok(mapping) = Mapping::private(0x1000, Kind::Hugetlb) {
+            assert!(flags(&mapping).contains(" ht") && mapping.len == HUGE_PAGE);
+        }
     }
 }

@@ -14,7 +14,7 @@ use vm_memory::{
 };
 
 use crate::mapping::{HUGE_PAGE, Mapping, PROT, memory_file};
-use crate::{PAGE_SIZE, PageLog, PageState};
+use crate::{Kind, PAGE_SIZE, PageLog, PageState};
 
 /// Why guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,19 @@ pub enum Error {
     Map {
         /// How much was asked for, in bytes.
         bytes: u64,
+        /// The host's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host has too few huge pages set aside.
+    #[error(
+        "the host has not {pages} huge pages (2 MiB) free in its pool; `sudo sysctl vm.nr_hugepages={pages}` sets \
+         them aside (more if other programs use some: `grep HugePages /proc/meminfo`), and --memory-backing thp \
+         needs no pool"
+    )]
+    HugePages {
+        /// How many are needed.
+        pages: u64,
         /// The host's answer.
         #[source]
         source: std::io::Error,
@@ -90,12 +103,21 @@ impl GuestRam {
 
     /// Maps zeroed memory at the given guest-physical ranges, which must not overlap.
     pub fn with_backing(ranges: &[Range<u64>], backing: Backing) -> Result<GuestRam, Error> {
+        GuestRam::of_kind(ranges, Kind::default(), backing)
+    }
+
+    /// The same, of a kind of host memory.
+    pub fn of_kind(ranges: &[Range<u64>], kind: Kind, backing: Backing) -> Result<GuestRam, Error> {
         let aligned = |r: &Range<u64>| r.start < r.end && (r.start | r.end).is_multiple_of(PAGE_SIZE);
         if let Some(bad) = ranges.iter().find(|r| !aligned(r)) {
             return Err(Error::Unaligned(bad.clone()));
         }
         let bytes = ranges.iter().map(|r| r.end - r.start).sum();
-        map(ranges, backing).map_err(|source| Error::Map { bytes, source })
+        let shared = backing == Backing::Shared || kind == Kind::Shared;
+        map(ranges, kind, shared).map_err(|source| match kind {
+            Kind::Hugetlb => Error::HugePages { pages: huge_pages(ranges), source },
+            _ => Error::Map { bytes, source },
+        })
     }
 
     /// The file that shared memory is in, and the offset there of the page of `gpa`; `None` for private
@@ -154,17 +176,22 @@ fn offsets(lens: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
     })
 }
 
-fn map(ranges: &[Range<u64>], backing: Backing) -> Result<GuestRam, IoError> {
+/// How many it takes for all of these.
+fn huge_pages(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| (range.end - range.start).div_ceil(HUGE_PAGE as u64)).sum()
+}
+
+fn map(ranges: &[Range<u64>], kind: Kind, shared: bool) -> Result<GuestRam, IoError> {
     let len = |r: &Range<u64>| r.end - r.start;
     let lens = || ranges.iter().map(len);
-    let (file, mappings) = match backing {
-        Backing::Private => {
-            (None, lens().map(|len| Mapping::private(len as usize)).collect::<Result<Vec<_>, _>>()?)
+    let (file, mappings) = match shared {
+        false => {
+            (None, lens().map(|len| Mapping::private(len as usize, kind)).collect::<Result<Vec<_>, _>>()?)
         }
-        Backing::Shared => {
+        true => {
             let end = offsets(lens()).zip(lens()).last().map_or(0, |(offset, len)| offset + len);
-            let file = memory_file(end)?;
-            let place = |(offset, len)| Mapping::shared(&file, offset, len as usize);
+            let file = memory_file(end, kind)?;
+            let place = |(offset, len)| Mapping::shared(&file, offset, len as usize, kind);
             let mappings = offsets(lens()).zip(lens()).map(place).collect::<Result<Vec<_>, _>>()?;
             (Some(file), mappings)
         }
@@ -177,7 +204,7 @@ fn map(ranges: &[Range<u64>], backing: Backing) -> Result<GuestRam, IoError> {
 
 fn region((range, mapping): (&Range<u64>, &Mapping)) -> Result<GuestRegionMmap<PageLog>, IoError> {
     let len = (range.end - range.start) as usize;
-    // SAFETY: the mapping is `len` bytes long and outlives the region, in `Inner`.
+    // SAFETY: the mapping is at least `len` bytes long and outlives the region, in `Inner`.
     let region = unsafe { MmapRegion::build_raw(mapping.start(), len, PROT, mapping.flags()) };
     GuestRegionMmap::new(region.map_err(IoError::other)?, GuestAddress(range.start))
         .ok_or_else(|| IoError::other("it ends beyond all addresses"))
@@ -228,6 +255,25 @@ mod tests {
         assert_eq!(&found, b"ospite");
         assert!(ram.file(0x4000).is_none());
         assert!(GuestRam::new(&ranges).unwrap().file(0).is_none());
+    }
+
+    #[test]
+    fn memory_of_each_kind_is_zeroed_and_goes_as_far_as_it_says() {
+        let all = Kind::ALL.into_iter().flat_map(|kind| [(kind, Backing::Private), (kind, Backing::Shared)]);
+        for (kind, backing) in all {
+            match GuestRam::of_kind(&[0..0x5000, 0x10_0000..0x50_1000], kind, backing) {
+                Ok(ram) => {
+                    assert_eq!(ram.read_obj::<u64>(GuestAddress(0x50_0ff8)).unwrap(), 0);
+                    ram.write_obj(7u64, GuestAddress(0x50_0ff8)).unwrap();
+                    assert!(ram.write_obj(7u8, GuestAddress(0x50_1000)).is_err());
+                }
+                Err(error) => {
+                    assert_eq!(kind, Kind::Hugetlb, "{error}");
+                    let text = error.to_string();
+                    assert!(text.contains("not 4 huge pages") && text.contains("nr_hugepages=4"), "{text}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::PathCompleter;
 use clap_complete::{ArgValueCompleter, Shell};
 use engine::x86::CpuModel;
+use machine::MemoryKind;
 
 mod choice;
 mod disk;
@@ -191,6 +192,10 @@ fn cpu_models() -> impl TypedValueParser<Value = CpuModel> {
     PossibleValuesParser::new(CpuModel::ALL.map(CpuModel::name)).try_map(|name| name.parse())
 }
 
+fn memory_backings() -> impl TypedValueParser<Value = MemoryKind> {
+    PossibleValuesParser::new(MemoryKind::ALL.map(MemoryKind::name)).try_map(|name| name.parse())
+}
+
 /// What a machine is made of, the same for every command that makes one.
 #[derive(Args, Debug)]
 pub struct MachineArgs {
@@ -213,6 +218,11 @@ pub struct MachineArgs {
     /// Memory: 256M, 6G (K, M, G, T are powers of 1024; a plain number is MiB)
     #[arg(short, long, value_name = "SIZE", default_value = "1G")]
     pub memory: Size,
+
+    /// What of the host's memory is behind it: thp (huge pages wherever some are free), small (pages of 4 KiB),
+    /// shared (a file without a name), hugetlb (the pool of huge pages that the administrator set aside)
+    #[arg(long, value_name = "KIND", default_value = "thp", value_parser = memory_backings())]
+    pub memory_backing: MemoryKind,
 
     /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
     /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees. A comma in a name is
@@ -258,7 +268,7 @@ pub struct MachineArgs {
 pub struct RunArgs {
     /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
-        "image", "disk_size", "engine", "cpus", "cpu", "memory", "disks", "kernel", "initrd", "append",
+        "image", "disk_size", "engine", "cpus", "cpu", "memory", "memory_backing", "disks", "kernel", "initrd", "append",
         "cloud_init", "console", "network", "publish", "allow", "no_reboot", "name", "stop_timeout",
         "agent_socket", "stats", "dry_run", "test_device",
     ])]

@@ -52,6 +52,7 @@ fn spec(args: &RunArgs) -> Result<(VmSpec, Option<Seed>), Failure> {
         cpus: machine.cpus,
         cpu_model: machine.cpu,
         memory: machine.memory.bytes(),
+        memory_backing: machine.memory_backing,
         disks: disks.collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
         nets: network::cards(args.name(), &machine.network.settings()),

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use engine::x86::CpuModel;
 use engine::{CpuIo, CpuState, Vcpu};
 use fake::FakeEngine;
-use machine::{BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, NetSpec, PowerEvent, VmSpec};
+use machine::{
+    BootSpec, DiskSpec, Error, HostIo, Machine, MachineState, MemoryKind, NetSpec, PowerEvent, VmSpec,
+};
 use mem::{Bytes, GuestAddress};
 
 /// Where the test kernel asks to be loaded.
@@ -59,6 +61,7 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
         cpus: 2,
         cpu_model: CpuModel::Host,
         memory: 64 << 20,
+        memory_backing: MemoryKind::default(),
         disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
         nets: vec![card(0)],

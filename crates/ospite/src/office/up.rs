@@ -175,6 +175,7 @@ impl Site {
             cpus: member.cpus,
             cpu: member.cpu.clone(),
             memory: member.memory.bytes(),
+            memory_backing: member.memory_backing.clone(),
             disk_size: member.disk.map(store::Size::bytes),
             disks: Vec::new(),
             cloud_init: member.cloud_init.as_ref().map(vms::told).transpose()?,

@@ -43,6 +43,7 @@ pub fn definition(
         cpus: machine.cpus,
         cpu: machine.cpu.name().into(),
         memory: machine.memory.bytes(),
+        memory_backing: machine.memory_backing.name().into(),
         disk_size: image.disk_size.map(Size::bytes),
         disks: machine.disks.iter().map(disk).collect::<Result<_, _>>()?,
         cloud_init: machine.cloud_init.as_ref().map(told).transpose()?,

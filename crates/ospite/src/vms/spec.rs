@@ -1,5 +1,8 @@
 //! From what was asked for to what is built.
 
+use std::error::Error;
+use std::str::FromStr;
+
 use machine::{BootSpec, DiskSpec, VmSpec};
 use store::Home;
 use store::image::Image;
@@ -34,8 +37,9 @@ pub fn spec(
     let spec = VmSpec {
         name: definition.name.to_string(),
         cpus: definition.cpus,
-        cpu_model: definition.cpu.parse().map_err(|error| Failure::from_error(Code::Build, &error))?,
+        cpu_model: known(&definition.cpu)?,
         memory: definition.memory,
+        memory_backing: known(&definition.memory_backing)?,
         disks: disks.collect(),
         boot,
         nets: network::cards(name, &definition.network),
@@ -43,6 +47,11 @@ pub fn spec(
         agent: true,
     };
     Ok((spec, seed))
+}
+
+/// What the definition names, if it exists.
+fn known<T: FromStr<Err: Error + 'static>>(name: &str) -> Result<T, Failure> {
+    name.parse().map_err(|error| Failure::from_error(Code::Build, &error))
 }
 
 /// A later word of the command line overrules an earlier one.

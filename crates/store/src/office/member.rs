@@ -26,6 +26,9 @@ pub struct Member {
     /// Memory.
     #[serde(default = "half_a_gibibyte")]
     pub memory: Size,
+    /// What of the host's memory is behind it, by name.
+    #[serde(default = "thp")]
+    pub memory_backing: String,
     /// Size of its disk; the image's where absent.
     #[serde(default)]
     pub disk: Option<Size>,
@@ -92,6 +95,10 @@ fn one() -> u32 {
 
 fn host() -> String {
     "host".into()
+}
+
+fn thp() -> String {
+    "thp".into()
 }
 
 fn half_a_gibibyte() -> Size {

@@ -31,6 +31,9 @@ pub struct Definition {
     pub cpu: String,
     /// Memory in bytes.
     pub memory: u64,
+    /// What of the host's memory is behind it, by name.
+    #[serde(default = "thp")]
+    pub memory_backing: String,
     /// Size of its own disk in bytes; the image's where absent.
     #[serde(default)]
     pub disk_size: Option<u64>,
@@ -90,6 +93,10 @@ pub enum Boot {
 
 fn host() -> String {
     "host".into()
+}
+
+fn thp() -> String {
+    "thp".into()
 }
 
 /// A disk that is not the VM's own.
@@ -206,6 +213,7 @@ pub(super) mod tests {
             cpus: 2,
             cpu: "host".into(),
             memory: 1 << 30,
+            memory_backing: "thp".into(),
             disk_size: None,
             disks: vec![Disk { path: "/d".into(), format: None, base: None, read_only: true, serial: None }],
             cloud_init: None,
