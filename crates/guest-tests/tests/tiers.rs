@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use guest_tests::artefacts::{cloud_kernel, debian_disk, debian_kernel};
+use guest_tests::artefacts::{cloud_kernel, debian_disk, debian_kernel, programs_disk};
 use guest_tests::{End, Ospite, Shell};
 use tempfile::TempDir;
 
@@ -43,6 +43,18 @@ fn the_translator_agrees_with_the_interpreter_over_a_debian_boot() {
     let mut shell = Shell::login(ospite.append("root=/dev/vda quiet").start());
     assert_eq!(shell.run("echo $((6 * 7))").trim(), "42");
     assert!(agreed(&shell.leave("poweroff").end(300)) > 500_000);
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn the_translator_agrees_with_the_interpreter_over_a_32_bit_program_with_floats() {
+    let disk = format!("{},readonly,format=raw", programs_disk().display());
+    let ospite = Ospite::run().tier("lockstep").memory("1G").kernel(&debian_kernel()).disk(disk);
+    let mut shell = Shell::at_root(ospite.append("root=/dev/vda ro init=/bin/bash quiet").start());
+    let program =
+        "BEGIN { for (i = 0; i < 2000; i++) { s += i * 1.5 / 3; t += int(s / 7) % 11 }; print s, t }";
+    assert_eq!(shell.run(&format!("busybox awk '{program}'")).trim(), "999500 9899");
+    assert!(agreed(&shell.leave("poweroff -f").end(300)) > 100_000);
 }
 
 #[test]

@@ -52,10 +52,11 @@ pub mod component {
 /// A YMM register; its first half is the XMM register.
 pub type Ymm = [u64; 4];
 
-/// An `FXSAVE64` image, as the stubs of x87 instructions load and store it. The pointers, opcode and
-/// SSE part are the host's and mean nothing to the guest.
+/// An `FXSAVE64` image, as the stubs of x87 instructions load and store it, and the beginning of an
+/// `XSAVE64` area, as translated code does. The pointers, opcode and SSE part are the host's and mean
+/// nothing to the guest.
 #[derive(Clone, Copy)]
-#[repr(C, align(16))]
+#[repr(C, align(64))]
 pub struct X87 {
     /// Control word.
     pub fcw: u16,
@@ -73,6 +74,9 @@ pub struct X87 {
     pub st: [[u64; 2]; 8],
     _sse: [u64; 32],
     _rest: [u64; 12],
+    /// `XSAVE`'s header: which components are here.
+    pub components: u64,
+    _header: [u64; 7],
 }
 
 /// The last x87 instruction and its operand, which the host's registers cannot know. Their segments are
@@ -128,6 +132,8 @@ impl Default for X87 {
             st: [[0; 2]; 8],
             _sse: [0; 32],
             _rest: [0; 12],
+            components: 0,
+            _header: [0; 7],
         }
     }
 }

@@ -19,6 +19,7 @@ use super::mode::{ModeBits, NARROW};
 use super::regs::{A, SP, host_of};
 use super::site::{Entry as LinkEntry, FarSite, OpSite, Site};
 use super::stubs::Stubs;
+use super::x87::Use;
 
 /// Entries of a translated unit.
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +74,8 @@ pub(super) enum Cold {
     Far { jump: Fixup, offset: i64, save: bool },
     /// A check of a group of accesses failed at an offset of the page.
     Group { jump: Fixup, site: u32, at: u32 },
-    /// The guest's vector registers are not in the host's.
-    LoadVectors { jump: Fixup, resume: usize },
+    /// The guest's vector or x87 registers are not in the host's: what brings them there.
+    Load { jump: Fixup, resume: usize, stub: u64 },
     /// Something wants attention.
     Attend { jump: Fixup, at: u32 },
 }
@@ -90,6 +91,8 @@ pub(super) struct Builder<'a> {
     pub slot: bool,
     /// The guest's vector registers are in the host's.
     pub vectors: bool,
+    /// The guest's x87 unit is in the host's.
+    pub x87: bool,
     /// How memory is seen.
     pub view: View,
     /// What the current instruction's accesses share with others.
@@ -184,7 +187,9 @@ pub fn build(
 fn spares_scratch(insn: &Insn) -> bool {
     match insn.class {
         Class::Nothing | Class::Branch => true,
-        Class::Generic | Class::Copy => insn.memory.is_none() && insn.slots == 0 && !insn.vector,
+        Class::Generic | Class::Copy => {
+            insn.memory.is_none() && insn.slots == 0 && !insn.vector && insn.x87 == Use::None
+        }
         _ => false,
     }
 }
@@ -236,6 +241,7 @@ impl<'a> Builder<'a> {
             host: false,
             slot: false,
             vectors: false,
+            x87: false,
             view: place.view,
             uses: Uses::default(),
             held: None,
@@ -373,6 +379,8 @@ impl Builder<'_> {
                 if insn.vector {
                     self.want_vectors(insn);
                 }
+                self.want_x87(insn);
+                self.note_x87(insn);
                 self.want_host(insn.needs());
                 let len = insn.length() as usize;
                 self.asm.raw(&insn.bytes[..len]);
@@ -384,6 +392,7 @@ impl Builder<'_> {
             Class::Swapgs => self.swap_gs(),
             Class::Divide => self.divide(insn),
             Class::Lea => self.lea(insn),
+            Class::Fldcw => self.load_control(insn),
             Class::String => self.string(insn),
             Class::OpcodeReg => self.opcode_reg(insn),
             Class::Push => self.push(insn),
@@ -564,10 +573,9 @@ impl Builder<'_> {
                     }
                     self.far(offset);
                 }
-                Cold::LoadVectors { jump, resume } => {
+                Cold::Load { jump, resume, stub } => {
                     self.asm.bind(jump);
-                    let target = self.place.stubs.simd_load;
-                    self.asm.call(target);
+                    self.asm.call(stub);
                     let resume = self.asm.address(resume);
                     self.asm.jmp(resume);
                 }
@@ -590,7 +598,7 @@ fn entry_of(insns: &[Insn]) -> Entry {
     for insn in insns {
         match insn.class {
             Class::Nothing | Class::Lea | Class::Swapgs => {}
-            _ if insn.vector => return Entry::Slot,
+            _ if insn.vector || insn.x87 != Use::None => return Entry::Slot,
             Class::Copy | Class::Branch => return Entry::Host,
             Class::Jump if in_page(insn.target()).is_some() => return Entry::Host,
             Class::Generic | Class::OpcodeReg if insn.memory.is_none() => {

@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 
 use super::super::cpu::{Cpu, Mode};
 use super::super::fast::{FastEntry, FastTlb, JumpCache, JumpEntry, LatestJumps};
-use super::super::fpu::Fpu;
+use super::super::fpu::{Fpu, X87 as Unit};
 use super::super::msr::Msrs;
 use super::super::tlb::{Tlb, View};
 use super::groups::MAX_GROUPS;
@@ -48,6 +48,12 @@ pub struct Frame {
     pub context: u64,
     /// Whether the guest's vector registers are in the host's.
     pub simd: u64,
+    /// Whether the guest's x87 unit is in the host's ([`x87`](super::x87)).
+    pub x87: u64,
+    /// Page of the latest x87 instruction.
+    pub x87_page: u64,
+    /// Its opcode and its offset in the page.
+    pub x87_at: u32,
     /// MXCSR of Rust code.
     pub host_mxcsr: u64,
     /// Site of the jump to another page that looks into the jump cache.
@@ -96,6 +102,16 @@ pub mod at {
     pub const CONTEXT: i32 = (FRAME + offset_of!(Frame, context)) as i32;
     /// [`Frame::simd`].
     pub const SIMD: i32 = (FRAME + offset_of!(Frame, simd)) as i32;
+    /// [`Frame::x87`].
+    pub const X87: i32 = (FRAME + offset_of!(Frame, x87)) as i32;
+    /// [`Frame::x87_page`].
+    pub const X87_PAGE: i32 = (FRAME + offset_of!(Frame, x87_page)) as i32;
+    /// [`Frame::x87_at`].
+    pub const X87_AT: i32 = (FRAME + offset_of!(Frame, x87_at)) as i32;
+    /// The guest's x87 unit.
+    pub const X87_AREA: i32 = (offset_of!(Cpu, fpu) + offset_of!(Fpu, x87)) as i32;
+    /// Which components are in it.
+    pub const X87_COMPONENTS: i32 = X87_AREA + offset_of!(Unit, components) as i32;
     /// [`Frame::host_mxcsr`].
     pub const HOST_MXCSR: i32 = (FRAME + offset_of!(Frame, host_mxcsr)) as i32;
 

@@ -76,9 +76,13 @@ pub unsafe extern "sysv64" fn miss(cpu: *mut Cpu, site: u64) -> u64 {
         return plain(cpu, translator, &op);
     }
     translator.stats.misses += 1;
+    let mode = mode_bits(cpu);
     let next = run_op(cpu, translator, &op);
     if inside {
         cpu.tlb.refill(view, linear, op.write);
+    }
+    if next != LEAVE && mode_bits(cpu) != mode {
+        return translator.known(cpu).unwrap_or(LEAVE); // FLDCW
     }
     next
 }
@@ -173,6 +177,7 @@ fn run_op(cpu: &mut Cpu, translator: &mut Translator, site: &OpSite) -> u64 {
     cpu.regs[RIP as usize] = rip;
     cpu.next_rip = rip.wrapping_add(site.op.len.into());
     cpu.rflags = cpu.frame.merge_flags(cpu.rflags);
+    let x87 = cpu.take_x87();
     let result = (site.op.run)(cpu, &site.op);
     cpu.frame.set_flags(cpu.rflags);
     match result {
@@ -183,7 +188,14 @@ fn run_op(cpu: &mut Cpu, translator: &mut Translator, site: &OpSite) -> u64 {
         Ok(()) => {
             cpu.regs[RIP as usize] = cpu.next_rip;
             cpu.wrap_rip();
-            if cpu.leave_block || site.op.has(flag::ENDS_BLOCK) { LEAVE } else { site.resume }
+            if cpu.leave_block || site.op.has(flag::ENDS_BLOCK) {
+                return LEAVE;
+            }
+            // What follows in the unit counts on it; if the mode has changed, it is not gone on with.
+            if x87 && super::x87::is_native(cpu) {
+                cpu.put_x87();
+            }
+            site.resume
         }
     }
 }

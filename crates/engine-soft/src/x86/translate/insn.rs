@@ -11,6 +11,7 @@ use super::super::exception::Exec;
 use super::super::op::{Op, flag, seg};
 use super::raw::Raw;
 use super::regs::{SP, host_of};
+use super::x87::Use;
 
 /// The arithmetic flags, in iced's numbering: OF, SF, ZF, AF, CF, PF.
 pub const ARITHMETIC: u32 = 0x3f;
@@ -40,6 +41,8 @@ pub enum Class {
     Swapgs,
     /// `lea`
     Lea,
+    /// `fldcw`
+    Fldcw,
     /// `stos` and `movs`
     String,
     /// `mov reg, imm` and `bswap`, `xchg rax, reg`, `inc` and `dec`: the register is in the opcode.
@@ -95,6 +98,8 @@ pub struct Insn {
     pub written: u16,
     /// Works on vector registers.
     pub vector: bool,
+    /// Works on x87 or MMX registers.
+    pub x87: Use,
     /// Alignment in bytes that it asks of its memory operand.
     pub alignment: u8,
     /// In the shadow of `STI`: attention is looked at behind it, wherever that is.
@@ -168,6 +173,8 @@ pub struct Features {
     pub sse: bool,
     /// AVX instructions run natively.
     pub avx: bool,
+    /// x87 and MMX instructions run natively.
+    pub x87: bool,
     /// CR4.SMAP.
     pub smap: bool,
     /// CPL 3 (else CPL 0).
@@ -202,6 +209,7 @@ pub fn decode(
         slots: 0,
         written: u16::MAX,
         vector: false,
+        x87: Use::None,
         alignment: 1,
         shadow: false,
         ins,
@@ -373,6 +381,11 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
         Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Stc | Clc | Cmc | Lahf | Sahf | Lfence | Mfence | Sfence
         | Pause => return Class::Copy,
         _ => {}
+    }
+    if features.x87
+        && let Some(class) = super::x87::classify(insn, mode, factory)
+    {
+        return class;
     }
     if simple(mnemonic) {
         return integer(insn, mode, factory);

@@ -12,7 +12,7 @@ use mem::{HostInt, PAGE_SIZE, Page};
 
 use super::super::cpu::Cpu;
 use super::super::exception::Exec;
-use super::super::fpu::Ymm;
+use super::super::fpu::{Fpu, Pointers, X87, Ymm};
 use super::super::op::{Op, RIP, reg, seg};
 use super::super::run::copy_page;
 use super::insn::{ARITHMETIC, Insn};
@@ -84,13 +84,15 @@ impl Step {
 }
 
 /// What is compared and put back.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 struct State {
     regs: [u64; 18],
     rflags: u64,
     cr2: u64,
     ymm: [Ymm; 16],
     mxcsr: u32,
+    x87: X87,
+    pointers: Pointers,
     /// GS base and the one that `SWAPGS` swaps in.
     gs: (u64, u64),
 }
@@ -100,13 +102,15 @@ impl State {
         let mut regs = [0; 18];
         regs.copy_from_slice(&cpu.regs[..18]);
         let gs = (cpu.segs[seg::GS as usize].base, cpu.msrs.kernel_gs_base);
-        State { regs, rflags: cpu.rflags, cr2: cpu.cr2, ymm: cpu.fpu.ymm, mxcsr: cpu.fpu.mxcsr, gs }
+        let Fpu { ymm, mxcsr, x87, pointers, .. } = cpu.fpu;
+        State { regs, rflags: cpu.rflags, cr2: cpu.cr2, ymm, mxcsr, x87, pointers, gs }
     }
 
     fn put(&self, cpu: &mut Cpu) {
         cpu.regs[..18].copy_from_slice(&self.regs);
         (cpu.rflags, cpu.cr2) = (self.rflags, self.cr2);
         (cpu.fpu.ymm, cpu.fpu.mxcsr) = (self.ymm, self.mxcsr);
+        (cpu.fpu.x87, cpu.fpu.pointers) = (self.x87, self.pointers);
         (cpu.segs[seg::GS as usize].base, cpu.msrs.kernel_gs_base) = self.gs;
         cpu.update_view();
     }
@@ -256,6 +260,16 @@ fn state_differences(found: &State, right: &State) -> Vec<String> {
     check("GS base".into(), found.gs.0, right.gs.0);
     check("kernel GS base".into(), found.gs.1, right.gs.1);
     check("MXCSR".into(), found.mxcsr.into(), right.mxcsr.into());
+    check("FCW".into(), found.x87.fcw.into(), right.x87.fcw.into());
+    check("FSW".into(), found.x87.fsw.into(), right.x87.fsw.into());
+    check("FTW".into(), found.x87.ftw.into(), right.x87.ftw.into());
+    for (number, (found, right)) in found.x87.st.iter().zip(&right.x87.st).enumerate() {
+        check(format!("st{number}"), found[0], right[0]);
+        check(format!("st{number}'s exponent"), found[1] & 0xffff, right[1] & 0xffff);
+    }
+    // Not the operand's address: see `x87`.
+    check("FIP".into(), found.pointers.fip, right.pointers.fip);
+    check("FOP".into(), found.pointers.fop.into(), right.pointers.fop.into());
     differences
 }
 

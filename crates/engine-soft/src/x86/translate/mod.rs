@@ -2,7 +2,7 @@
 //!
 //! The way of an instruction: [`translator`] looks for the unit at RIP and has it made if there is none.
 //! [`insn`] decodes and classifies, [`build`] walks the instructions and emits host code: [`plain`],
-//! [`branch`], [`memory`], [`strings`] and [`vector`] know the kinds of instructions, [`raw`] takes
+//! [`branch`], [`memory`], [`strings`], [`vector`] and [`x87`] know the kinds of instructions, [`raw`] takes
 //! instructions apart and puts them together with other registers, [`asm`] is the assembler, [`regs`] says
 //! which register is where. The code goes to the [`cache`]; [`stubs`] is the code around it. What translated code cannot do
 //! itself it hands to [`helpers`] at a [`site`]: misses of the TLB, and instructions that only the
@@ -53,6 +53,7 @@ pub mod stubs;
 pub mod supervisor;
 pub mod translator;
 pub mod vector;
+pub mod x87;
 
 #[cfg(test)]
 mod tests;

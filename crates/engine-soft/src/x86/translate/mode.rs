@@ -27,8 +27,10 @@ pub const PLAIN: ModeBits = 1 << 7;
 const GS: ModeBits = 1 << 8;
 /// 32-bit code with segments that are not flat, or 16-bit code: not translated.
 const SEGMENTED: ModeBits = 1 << 9;
+/// x87 instructions run natively.
+const X87: ModeBits = 1 << 10;
 /// Bits used.
-pub const BITS: u32 = 10;
+pub const BITS: u32 = 11;
 
 /// The current mode.
 pub fn mode_bits(cpu: &Cpu) -> ModeBits {
@@ -39,7 +41,8 @@ pub fn mode_bits(cpu: &Cpu) -> ModeBits {
     let masked = cpu.fpu.mxcsr & 0x1f80 == 0x1f80;
     let smap = bit(cpu.cr4 & cr4::SMAP != 0, SMAP);
     let code = if cpu.mode.long64 { 0 } else { segments(cpu) };
-    cpu.view() as ModeBits | bit(sse && masked, SSE) | bit(avx && masked, AVX) | smap | code
+    let x87 = bit(super::x87::is_native(cpu), X87);
+    cpu.view() as ModeBits | bit(sse && masked, SSE) | bit(avx && masked, AVX) | x87 | smap | code
 }
 
 /// Segmentation outside of 64-bit code.
@@ -65,6 +68,7 @@ pub fn features_of(mode: ModeBits) -> Features {
     Features {
         sse: mode & SSE != 0,
         avx: mode & AVX != 0,
+        x87: mode & X87 != 0,
         smap: mode & SMAP != 0,
         user: mode & 3 == View::User as ModeBits,
         fs: mode & FS != 0,

@@ -10,6 +10,7 @@ use super::insn::{Insn, gpr};
 use super::memory::Location;
 use super::raw::{Field, Rm};
 use super::regs::{A, B, SP, host_of};
+use super::x87::Use;
 
 /// Where an operand is encoded.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,14 +94,20 @@ impl Builder<'_> {
             self.kept = [None; 2];
             self.want_vectors(insn);
         }
+        if insn.x87 != Use::None {
+            self.kept = [None; 2];
+            self.want_x87(insn);
+        }
         let Some(access) = insn.memory else {
             let mapped = self.mapped_as_kept(insn);
+            self.note_x87(insn);
             self.want_host(insn.needs());
             self.emit_mapped(insn, &mapped, None);
             return self.keep(&mapped);
         };
         let mapped = Mapped::new(insn, &[B]);
         let operand = self.memory(insn, access, mapped.slots[0].is_some());
+        self.note_x87(insn);
         self.want_host(insn.needs());
         self.emit_mapped(insn, &mapped, Some(operand.mem));
         self.complete(insn, operand);

@@ -50,6 +50,8 @@ pub struct Stubs {
     pub far: u64,
     /// `call`: brings the guest's vector registers into the host's.
     pub simd_load: u64,
+    /// `call`: brings the guest's x87 unit into the host's.
+    pub x87_load: u64,
 }
 
 fn rsp(disp: i32) -> Mem {
@@ -221,6 +223,8 @@ impl Stubs {
         let mut asm = Asm::new(cache.cursor());
         let mut stubs = Stubs { simd_load: asm.here(), ..Stubs::default() };
         simd_load(&mut asm, avx);
+        stubs.x87_load = asm.here();
+        super::x87::load(&mut asm);
         let simd_save_at = asm.here();
         simd_save(&mut asm, avx);
         stubs.enter = asm.here();

@@ -326,6 +326,7 @@ impl Translator {
                     profile.measure(&profile.translated, || (*translator).stubs.enter(cpu, code));
                 }
             }
+            (*cpu).take_x87();
             (*translator).left(&mut *cpu)
         }
     }

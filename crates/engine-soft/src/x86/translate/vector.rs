@@ -109,7 +109,7 @@ impl Builder<'_> {
         self.asm.cmp_mem32(slot(at::SIMD), 0);
         let jump = self.asm.jcc_forward(cc::Z);
         let resume = self.asm.position();
-        self.cold.push(Cold::LoadVectors { jump, resume });
+        self.cold.push(Cold::Load { jump, resume, stub: self.place.stubs.simd_load });
         self.vectors = true;
     }
 

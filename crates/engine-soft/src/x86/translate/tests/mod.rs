@@ -4,3 +4,4 @@ mod narrow;
 pub mod pair;
 mod random;
 mod stories;
+mod x87;

@@ -12,6 +12,7 @@ use crate::vm::Shared;
 use crate::x86::block::Blocks;
 use crate::x86::cpu::Cpu;
 use crate::x86::exception::{Exception, vector};
+use crate::x86::fpu::{Pointers, X87};
 use crate::x86::op::{RIP, reg};
 use crate::x86::run::step_block;
 use crate::x86::testing::{CODE, Guest, NoIo, STACK};
@@ -148,6 +149,13 @@ impl Pair {
             assert_eq!(b.fpu.ymm[number], a.fpu.ymm[number], "ymm{number}");
         }
         assert_eq!(b.fpu.mxcsr, a.fpu.mxcsr, "MXCSR");
+        let unit = |cpu: &Cpu| {
+            let X87 { fcw, fsw, ftw, st, .. } = cpu.fpu.x87;
+            // The operand's address is the last handler's.
+            let Pointers { fip, fop, .. } = cpu.fpu.pointers;
+            (fcw, fsw, ftw, fip, fop, st.map(|[low, high]| (low, high & 0xffff)))
+        };
+        assert_eq!(unit(b), unit(a), "x87");
         let (mut x, mut y) = (vec![0; 0x40_0000], vec![0; 0x40_0000]);
         a.vm.ram.read_slice(&mut x, GuestAddress(0)).unwrap();
         b.vm.ram.read_slice(&mut y, GuestAddress(0)).unwrap();

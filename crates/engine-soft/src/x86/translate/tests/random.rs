@@ -3,6 +3,8 @@
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::pair::Pair;
+use crate::x86::fpu::Pointers;
+use crate::x86::fpu::stub::is_x87;
 use crate::x86::op::{reg, seg};
 use crate::x86::testing::{CODE, DATA};
 
@@ -318,11 +320,68 @@ fn flow(random: &mut Random, at: u64, bits: u32) -> Vec<u8> {
     code
 }
 
+/// An x87 or MMX instruction. Those that show the operand's address are not there: it is not kept.
+fn x87(random: &mut Random, bits: u32) -> Vec<u8> {
+    use Mnemonic::*;
+    loop {
+        let mut bytes = Vec::new();
+        bytes.extend((bits == 64 && random.below(3) == 0).then_some(0x40 | random.below(16) as u8));
+        match random.below(4) {
+            0 => bytes.extend([0x0f, random.next() as u8]),
+            _ => bytes.push(0xd8 | random.below(8) as u8),
+        }
+        bytes.extend((0..8).map(|_| random.next() as u8));
+        let ins = Decoder::new(bits, &bytes, DecoderOptions::NONE).decode();
+        let mmx =
+            (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_mm());
+        let known = mmx || is_x87(&ins) || matches!(ins.mnemonic(), Wait | Emms);
+        let shows = matches!(ins.mnemonic(), Fnstenv | Fnsave);
+        // Few instructions run natively behind one that unmasks exceptions.
+        let rare = matches!(ins.mnemonic(), Fldcw | Fldenv | Frstor) && random.below(16) != 0;
+        if !ins.is_invalid() && known && !shows && !rare {
+            return bytes[..ins.len()].to_vec();
+        }
+    }
+}
+
+/// A computation on the x87 unit, with its control word changed and put back as compilers do.
+fn floats(random: &mut Random, bits: u32) -> Vec<u8> {
+    let number = random.pick(&[3, 5, 6, 7]);
+    let address = DATA + 0x1000 * random.below(3) + random.pick(&[0x100, 0xfd0, 0xff8]) + random.below(8);
+    let mut code = move_address(number, address, bits);
+    let field = |random: &mut Random, opcode: u8, reg: u8| {
+        [opcode, 0x40 | reg << 3 | number, random.next() as u8 & 0x1c]
+    };
+    code.extend([0x66, 0xc7, 0x40 | number, 2]); // mov word [address + 2], 0x?7f
+    code.extend([0x7f, random.pick(&[2, 3, 0xc, 0xf])]);
+    for _ in 0..random.below(10) + 2 {
+        match random.below(8) {
+            0 => code.extend([0xd9, 0x78 | number, 0]), // fnstcw [address]
+            1 => code.extend([0xd9, 0x68 | number, 2]), // fldcw
+            2 => code.extend([0xdf, 0xe0]),             // fnstsw ax
+            3 => {
+                let opcode = random.pick(&[0xd9, 0xdd, 0xdb, 0xdf]);
+                let reg = random.pick(&[0, 2, 3]);
+                code.extend(field(random, opcode, reg)); // load, store
+            }
+            4 => {
+                let opcode = random.pick(&[0xd8, 0xdc, 0xda, 0xde]);
+                let reg = random.below(8) as u8;
+                code.extend(field(random, opcode, reg)); // compute
+            }
+            _ => code.extend(x87(random, bits)),
+        }
+    }
+    code
+}
+
 fn code(random: &mut Random, bits: u32) -> Vec<u8> {
     let mut code = Vec::new();
     for _ in 0..random.below(24) + 1 {
         let at = CODE + code.len() as u64;
-        code.extend(match random.below(13) {
+        code.extend(match random.below(16) {
+            13 => x87(random, bits),
+            14 | 15 => floats(random, bits),
             0 | 1 => pointer(random, bits),
             8 => string(random, bits),
             9..=11 => cluster(random, bits),
@@ -375,6 +434,23 @@ fn fill(random: &mut Random, pair: &mut Pair) {
         });
         pair.oracle.cpu.fpu.ymm[number] = value;
         pair.cpu.fpu.ymm[number] = value;
+    }
+    let control = random.pick(&[0x37f, 0x37f, 0x27f, 0x7f, 0xf7f, 0x37e]);
+    let (status, tags) = (random.next() as u16 & 0x7f7f, random.next() as u8);
+    for unit in [&mut pair.oracle.cpu.fpu, &mut pair.cpu.fpu] {
+        (unit.x87.fcw, unit.x87.fsw, unit.x87.ftw) = (control, status, tags);
+        unit.x87.summarize();
+        unit.pointers = Pointers::default();
+    }
+    for number in 0..8 {
+        let exponent = 0x3fff - 40 + random.below(80);
+        let value = match random.below(6) {
+            0 => [random.next(), random.next() & 0xffff],
+            1 => [random.pick(&[0, 1 << 63, 3 << 62]), random.pick(&[0, 0x7fff, 0xffff, 0x8000])],
+            _ => [random.next() | 1 << 63, exponent],
+        };
+        pair.oracle.cpu.fpu.x87.st[number] = value;
+        pair.cpu.fpu.x87.st[number] = value;
     }
     pair.set_base(seg::FS, random.pick(&[0x10, 0x2000, 0xffff_ffff_ffff_f800]));
     pair.set_base(seg::GS, random.pick(&[8, 0xffff_fffc, DATA]));
