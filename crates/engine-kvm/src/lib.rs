@@ -3,14 +3,15 @@
 //! describes them).
 //!
 //! The local APICs are KVM's, PIC and IOAPIC are devices of the machine ("split irqchip"). The way of
-//! an interrupt: device → [`engine::Vm::send_msi`] → `KVM_SIGNAL_MSI` ([`vm`]); level-triggered ones
-//! are made known to KVM first, so that their end comes back as an exit ([`routes`]). The way of a port
+//! an interrupt: device → [`engine::Vm::send_msi`] → `KVM_SIGNAL_MSI` ([`vm`]), or an event of its own for a
+//! message that comes often ([`irqfd`]); level-triggered ones are made known to KVM first, so that their end
+//! comes back as an exit ([`routes`]). The way of a port
 //! or MMIO access: exit → [`vcpu`] → [`engine::CpuIo`].
 //!
 //! | what                              | file         |
 //! |-----------------------------------|--------------|
 //! | whether this host can             | `host.rs`    |
-//! | memory slots, interrupts, log     | `vm.rs`, `routes.rs` |
+//! | memory slots, interrupts, log     | `vm.rs`, `routes.rs`, `irqfd.rs` |
 //! | kicks of devices                  | `doorbell.rs` |
 //! | the run loop                      | `vcpu.rs`    |
 //! | stopping a vCPU                   | `kick.rs`    |
@@ -19,6 +20,7 @@
 
 mod doorbell;
 mod host;
+mod irqfd;
 mod kick;
 mod routes;
 mod vcpu;

@@ -9,6 +9,8 @@
 use engine::Msi;
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 
+use crate::irqfd::Irqfds;
+
 /// Pins of the IOAPIC, and so messages whose ends are awaited at a time.
 pub(crate) const PINS: usize = 24;
 
@@ -33,6 +35,8 @@ struct Route {
 pub(crate) struct Routes {
     routes: Vec<Route>,
     sent: u64,
+    /// The messages behind the pins.
+    pub(crate) irqfds: Irqfds,
 }
 
 /// Whether the outside has to hear of the interrupt's end.
@@ -71,8 +75,9 @@ impl Routes {
 
     /// The table as KVM takes it.
     pub(crate) fn table(&self) -> Result<KvmIrqRouting, kvm_ioctls::Error> {
-        let entries: Vec<_> =
-            self.routes.iter().enumerate().map(|(pin, route)| entry(pin, route.msi)).collect();
+        let pins = self.routes.iter().enumerate().map(|(pin, route)| entry(pin, route.msi));
+        let messages = self.irqfds.messages().enumerate().map(|(place, msi)| entry(PINS + place, msi));
+        let entries: Vec<_> = pins.chain(messages).collect();
         KvmIrqRouting::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))
     }
 }

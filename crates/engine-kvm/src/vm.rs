@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)] // hands guest memory to the kernel
 
+use std::io::Error as IoError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +15,7 @@ use mem::{GuestRam, PAGE_SIZE, RamRange};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::doorbell::Doorbell;
+use crate::irqfd::{Irqfd, Way};
 use crate::kick::{Kick, install_handler};
 use crate::routes::{PINS, Routes, wants_eoi};
 use crate::vcpu::KvmVcpu;
@@ -71,6 +73,10 @@ impl Shared {
     fn send(&self, msi: Msi) {
         if wants_eoi(msi) {
             self.await_end(msi);
+        } else if let Some(irqfd) = self.irqfd(msi) {
+            // The kernel takes the signal back at once, so that the counter cannot be full.
+            let _ = irqfd.event.write(1);
+            return;
         }
         let message = kvm_msi {
             address_lo: msi.address as u32,
@@ -84,6 +90,35 @@ impl Shared {
             Ok(_) => log::trace!("no vCPU takes {msi:x?}"),
             Err(errno) => log::trace!("no vCPU takes {msi:x?}: {errno}"),
         }
+    }
+
+    /// The event that sends this message, if it has one.
+    fn irqfd(&self, msi: Msi) -> Option<Arc<Irqfd>> {
+        let mut routes = self.routes();
+        match routes.irqfds.sending(msi) {
+            Way::Signal(irqfd) => Some(irqfd),
+            Way::Plain => None,
+            Way::Promote => self.promote(&mut routes, msi).unwrap_or_else(|error| {
+                log::debug!("messages go without events: {error}");
+                routes.irqfds.turn_off();
+                None
+            }),
+        }
+    }
+
+    /// Gives the message an event: in the place of another one, if need be.
+    fn promote(&self, routes: &mut Routes, msi: Msi) -> Result<Option<Arc<Irqfd>>, IoError> {
+        let failed = |errno: kvm_ioctls::Error| IoError::from_raw_os_error(errno.errno());
+        let (place, old) = routes.irqfds.place();
+        let gsi = (PINS + place) as u32;
+        if let Some(old) = old {
+            self.fd.unregister_irqfd(&old.event, gsi).map_err(failed)?;
+        }
+        let irqfd = routes.irqfds.promote(msi)?;
+        let table = routes.table().map_err(failed)?;
+        self.fd.set_gsi_routing(&table).map_err(failed)?;
+        self.fd.register_irqfd(&irqfd.event, gsi).map_err(failed)?;
+        Ok(Some(irqfd))
     }
 
     fn map(&self, slot: usize, range: RamRange, flags: u32) -> Result<(), Error> {

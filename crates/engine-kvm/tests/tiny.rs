@@ -143,6 +143,41 @@ fn interrupted(msi: Msi) -> Option<Guest> {
     Some(guest)
 }
 
+guest!(
+    count_interrupts,
+    ".code64",
+    "mov rbx, 0xfee00000",
+    "mov dword ptr [rbx + 0xf0], 0x1ff",
+    "sti",
+    "2: mov al, 1",
+    "out 0x80, al", // one more, please
+    "jmp 2b",
+    ".balign 0x80",
+    "mov dword ptr [rbx + 0xb0], 0",
+    "inc dword ptr [0xa000]",
+    "cmp dword ptr [0xa000], 100",
+    "jne 3f",
+    "out 0xf4, al",
+    "3: iretq",
+);
+
+#[test]
+fn a_message_that_comes_often_arrives_each_time() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::long_mode(&kvm, count_interrupts());
+    guest.handle(0x41, HANDLER);
+    let vm = guest.vm.clone();
+    *guest.io.hook.lock().unwrap() = Some(Box::new(move |access| {
+        if *access == Access::Out(0x80, vec![1]) {
+            vm.send_msi(Msi { address: 0xfee0_0000, data: 0x41 });
+        }
+    }));
+    guest.run_to_end();
+    // One for each that was asked for, by ioctl at first and by an event later.
+    assert_eq!(guest.read(DATA) as u32, 100);
+    assert_eq!(guest.io.written(0x80).len(), 100);
+}
+
 #[test]
 fn a_message_interrupts_a_guest() {
     let Some(guest) = interrupted(Msi { address: 0xfee0_0000, data: 0x41 }) else { return };
