@@ -11,7 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::kick::{Entered, Kick};
 use crate::vm::Shared;
-use crate::x86::state;
+use crate::x86::{lapic, state};
 use crate::{NAME, failed};
 
 /// A vCPU of the hardware engine.
@@ -23,6 +23,8 @@ pub struct KvmVcpu {
     kick: Arc<Kick>,
     /// What [`engine::Vcpu::reset`] goes back to.
     power_on: CpuState,
+    /// Whether the local APIC's timer ran when [`engine::Vcpu::run`] last came back.
+    timer_ran: bool,
 }
 
 impl KvmVcpu {
@@ -32,7 +34,7 @@ impl KvmVcpu {
         fd.set_cpuid2(&cpuid).map_err(failed("telling the vCPU what it is"))?;
         let power_on = state::power_on(id, &fd, &shared)?;
         let kick = shared.kicks[id as usize].clone();
-        Ok(KvmVcpu { id, fd, shared, kick, power_on })
+        Ok(KvmVcpu { id, fd, shared, kick, power_on, timer_ran: false })
     }
 }
 
@@ -52,6 +54,7 @@ impl engine::Vcpu for KvmVcpu {
         self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
         loop {
             if let Some(exit) = self.enter_guest(page, &entered, io)? {
+                self.timer_ran = lapic::timer_runs(&self.fd)?;
                 return Ok(exit);
             }
             if self.takes_extint() {
@@ -65,14 +68,16 @@ impl engine::Vcpu for KvmVcpu {
     }
 
     fn save(&self) -> Result<CpuState, Error> {
-        state::save(self.id, &self.fd, &self.shared)
+        state::save(self.id, &self.fd, &self.shared, self.timer_ran)
     }
 
     fn restore(&mut self, state: &CpuState) -> Result<(), Error> {
+        self.timer_ran = false;
         state::restore(self.id, &self.fd, &self.shared, state)
     }
 
     fn reset(&mut self) -> Result<(), Error> {
+        self.timer_ran = false;
         state::reset(self.id, &self.fd, &self.shared, &self.power_on)
     }
 }

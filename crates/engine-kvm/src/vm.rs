@@ -21,6 +21,7 @@ use crate::routes::{PINS, Routes, wants_eoi};
 use crate::vcpu::KvmVcpu;
 use crate::x86::cpuid::Cpuid;
 use crate::x86::msrs::MsrTable;
+use crate::x86::sregs2;
 use crate::{NAME, failed};
 
 /// Three pages and one that KVM takes for itself on Intel CPUs, to run real mode. Below the firmware's
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) cpuid: Cpuid,
     pub(crate) msrs: MsrTable,
     pub(crate) kicks: Vec<Arc<Kick>>,
+    /// Whether the kernel knows the page-directory pointers of PAE paging.
+    pub(crate) sregs2: bool,
     /// Level of the PIC's output.
     extint: AtomicBool,
     /// Lock order: the IOAPIC's own lock is held by whoever sends, this one is the innermost.
@@ -158,6 +161,7 @@ impl KvmVm {
             cpuid: Cpuid::new(kvm, config.cpus, config.cpu_model)?,
             msrs: MsrTable::new(config.cpu_model),
             kicks: (0..config.cpus).map(|_| Arc::default()).collect(),
+            sregs2: sregs2::available(&fd),
             extint: AtomicBool::new(false),
             routes: Mutex::default(),
             ram,

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm};
-use engine::x86::Activity;
+use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm, skipped};
+use engine::x86::bits::{cr0, cr4};
+use engine::x86::{Activity, Segment};
 use engine::{Exit, Msi, Vcpu};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -332,6 +333,52 @@ fn a_timer_that_runs_goes_on_after_a_move() {
     assert!(started.elapsed() < Duration::from_secs(3), "too late: {:?}", started.elapsed());
 }
 
+#[test]
+fn a_timer_that_expires_while_its_vcpu_is_parked_still_interrupts() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::long_mode(&kvm, timer());
+    guest.handle(0x41, HANDLER);
+    guest.stop_after(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(400));
+    assert_eq!(guest.state().lapic.timer_left_ns, Some(1), "300 ms are over");
+    let mut there = guest.move_to(&kvm);
+    there.run_to_end();
+    guest.run_to_end();
+    assert_eq!(guest.state().lapic.timer_left_ns, None, "it has interrupted");
+}
+
+/// A state with PAE paging whose page-directory pointers are `pdptes`, in memory too.
+fn pae(guest: &Guest, pdptes: [u64; 4]) -> engine::x86::CpuState {
+    guest.write(0x6000, &pdptes);
+    let mut state = guest.state();
+    let flat = |access| Segment { selector: 8, base: 0, limit: 0xffff_ffff, access, unusable: false };
+    state.segments = [flat(0xc093); 6];
+    state.segments[1] = flat(0xc09b);
+    (state.cr0, state.cr3, state.cr4) = (cr0::PE | cr0::ET | cr0::NE | cr0::PG, 0x6000, cr4::PAE);
+    (state.rip, state.pdptes) = (CODE, None);
+    state
+}
+
+#[test]
+fn page_directory_pointers_travel_as_they_were_loaded() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::new(&kvm, 1, &[]);
+    let loaded = [0x9001, 0, 0, 0xb001];
+    let mut state = pae(&guest, loaded);
+    guest.set(state.clone());
+    let Some(found) = guest.state().pdptes else {
+        return skipped("this KVM does not tell page-directory pointers (Linux 5.14 and newer do)");
+    };
+    assert_eq!(found, loaded);
+    guest.write(0x6000, &[0xc001, 0, 0, 0]);
+    state.pdptes = Some(loaded);
+    guest.set(state.clone());
+    assert_eq!(guest.state().pdptes, Some(loaded), "not those in memory");
+    state.pdptes = None;
+    guest.set(state);
+    assert_eq!(guest.state().pdptes, Some([0xc001, 0, 0, 0]));
+}
+
 guest!(fault, ".code64", "lidt [0xa100]", "ud2");
 
 #[test]
@@ -486,4 +533,16 @@ fn one_vcpu_starts_another() {
     assert_eq!(exit, Exit::Stopped);
     let engine::CpuState::X86(state) = second.save().unwrap() else { panic!() };
     assert_eq!(state.segments[1].base, 0x2000);
+}
+
+#[test]
+fn a_vcpu_that_is_started_while_it_is_parked_is_saved_at_its_start() {
+    let Some(kvm) = kvm() else { return };
+    // The other one does not run, and the first does not wait for it.
+    let mut guest = Guest::new(&kvm, 2, start_other());
+    guest.enter_long_mode();
+    guest.write(DATA, &[0x77]);
+    guest.run_to_end();
+    let engine::CpuState::X86(state) = guest.cpus[1].save().unwrap() else { panic!() };
+    assert_eq!((state.activity, state.segments[1].base, state.rip), (Activity::Running, 0x2000, 0));
 }

@@ -79,6 +79,7 @@ mod tests {
             cr2: 5,
             cr3: 0,
             cr4: 0,
+            pdptes: None,
             cr8: 0,
             dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             xcr0: 1,

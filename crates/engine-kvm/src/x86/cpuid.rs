@@ -203,7 +203,8 @@ impl Cpuid {
         }
     }
 
-    fn intel(&self) -> bool {
+    /// Whether the host's CPU is Intel's.
+    pub(crate) fn intel(&self) -> bool {
         let vendor = self.supported.iter().find(|leaf| leaf.function == 0).map_or(0, |leaf| leaf.ebx);
         vendor == u32::from_le_bytes(*b"Genu")
     }

@@ -6,7 +6,8 @@ use engine::x86::{Activity, CpuState, PendingEvent};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED,
     KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
-    KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_mp_state, kvm_vcpu_events,
+    KVM_VCPUEVENT_VALID_SMM, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_mp_state,
+    kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -17,6 +18,11 @@ pub(super) fn save(fd: &VcpuFd, state: &mut CpuState) -> Result<(), Error> {
     // First the activity: asking for it has KVM carry out an INIT or start-up IPI that has come in.
     state.activity = activity(fd.get_mp_state().map_err(failed("reading a vCPU's activity"))?.mp_state)?;
     let events = fd.get_vcpu_events().map_err(failed("reading a vCPU's pending events"))?;
+    if events.smi.smm != 0 {
+        return Err(Error::BadState(
+            "the vCPU is in system management mode, which no saved state has a place for; try again".into(),
+        ));
+    }
     state.pending = pending(&events);
     state.nmi_pending = events.nmi.injected != 0 || events.nmi.pending != 0;
     // An NMI in delivery blocks others only once it is delivered.
@@ -42,7 +48,7 @@ fn activity(mp_state: u32) -> Result<Activity, Error> {
         KVM_MP_STATE_RUNNABLE => Activity::Running,
         KVM_MP_STATE_HALTED => Activity::Halted,
         KVM_MP_STATE_UNINITIALIZED => Activity::WaitForInit,
-        // The vector of a start-up IPI is not part of any state; whoever sent it sends a second one.
+        // No vector of a start-up IPI waits: being asked for the activity, KVM has carried it out.
         KVM_MP_STATE_INIT_RECEIVED | KVM_MP_STATE_SIPI_RECEIVED => Activity::WaitForSipi,
         other => return Err(Error::BadState(format!("KVM has a vCPU in activity {other}"))),
     })
@@ -63,7 +69,9 @@ const FIRST_INTERRUPT: u8 = 32;
 
 fn events(state: &CpuState) -> kvm_vcpu_events {
     let mut events = kvm_vcpu_events {
-        flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
+        // Zeros for system management: out of it, nothing of it pending, no INIT held off by it. The board has
+        // none, but a guest can send itself its interrupt.
+        flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM,
         ..Default::default()
     };
     if let Some(PendingEvent { vector, error_code, software }) = state.pending {

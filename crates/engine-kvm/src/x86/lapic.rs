@@ -27,7 +27,8 @@ mod reg {
 
 /// IA32_APIC_BASE: x2APIC mode.
 const X2APIC: u64 = 1 << 10;
-/// LVT timer modes "periodic" and "TSC deadline" (SDM 3A, 11.5.4).
+/// LVT timer modes (SDM 3A, 11.5.4).
+const ONE_SHOT: u32 = 0;
 const PERIODIC: u32 = 1;
 const TSC_DEADLINE: u32 = 2;
 /// LVT entry: unmasked NMI.
@@ -63,15 +64,22 @@ fn set_registers(fd: &VcpuFd, regs: &[u32; REGISTERS]) -> Result<(), Error> {
     fd.set_lapic(&page).map_err(failed("setting a vCPU's local APIC"))
 }
 
-/// Fills in the registers and the timer; the base is there already.
-pub(super) fn save(fd: &VcpuFd, state: &mut CpuState) -> Result<(), Error> {
+/// Whether the timer runs. A vCPU that is about to be parked is asked: of a one-shot timer that expires later,
+/// KVM keeps the interrupt where nobody can read it, until the vCPU runs again.
+pub(crate) fn timer_runs(fd: &VcpuFd) -> Result<bool, Error> {
+    Ok(timer_left(&registers(fd)?).is_some())
+}
+
+/// Fills in the registers and the timer; the base is there already. `ran` says whether the timer ran when the
+/// vCPU was parked.
+pub(super) fn save(fd: &VcpuFd, ran: bool, state: &mut CpuState) -> Result<(), Error> {
     let mut regs = registers(fd)?;
     let LapicState { regs: saved, base, timer_left_ns, tsc_deadline: _ } = &mut state.lapic;
     if *base & X2APIC != 0 {
         // KVM shows the ID where xAPIC mode has it; software sees all 32 bits.
         regs[reg::ID] >>= 24;
     }
-    *timer_left_ns = timer_left(&regs);
+    *timer_left_ns = timer_left(&regs).or(expired_since(&regs, ran));
     *saved = regs.to_vec();
     Ok(())
 }
@@ -86,6 +94,11 @@ fn timer_left(regs: &[u32; REGISTERS]) -> Option<u64> {
         _ if left != 0 => Some(left),
         _ => overdue.then_some(1),
     }
+}
+
+/// A one-shot timer that ran when the vCPU was parked, and runs no more, has nothing left.
+fn expired_since(regs: &[u32; REGISTERS], ran: bool) -> Option<u64> {
+    (ran && timer_mode(regs) == ONE_SHOT && regs[reg::INITIAL_COUNT] != 0).then_some(1)
 }
 
 /// Sets the registers and starts the timer. Comes after the base.
@@ -141,6 +154,8 @@ mod tests {
         assert_eq!(timer_left(&regs), Some(60));
         (regs[reg::LVT_TIMER], regs[reg::CURRENT_COUNT]) = (0, 0);
         assert_eq!(timer_left(&regs), None, "one that ran once has expired");
+        assert_eq!(expired_since(&regs, true), Some(1), "while the vCPU was parked");
+        assert_eq!(expired_since(&regs, false), None, "before that");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 pub(crate) mod cpuid;
 mod events;
-mod lapic;
+pub(crate) mod lapic;
 pub(crate) mod msrs;
 mod registers;
+pub(crate) mod sregs2;
 pub(crate) mod state;
 mod xsave;

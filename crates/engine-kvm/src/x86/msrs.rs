@@ -9,7 +9,10 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
 /// The registers that a saved state carries, as ranges, ascending. Not in here: what travels by its own
-/// field (TSC, APIC base, TSC deadline), what the segments and EFER's own path carry.
+/// field (TSC, APIC base, TSC deadline), what the segments and EFER's own path carry, and what a guest can only
+/// read (SDM 4, table 2-2): IA32_FEATURE_CONTROL ([`lock_features`]), IA32_ARCH_CAPABILITIES (0x10a) and the
+/// microcode's revision (0x8b), which are KVM's for this host's CPU, as CPUID is; guests that know that a hypervisor
+/// is there do not judge by the latter.
 const SAVED: &[(u32, u32)] = &[
     (msr::IA32_TSC_ADJUST, msr::IA32_TSC_ADJUST),
     (msr::IA32_SPEC_CTRL, msr::IA32_SPEC_CTRL),
@@ -19,6 +22,7 @@ const SAVED: &[(u32, u32)] = &[
     (msr::IA32_MCG_STATUS, msr::IA32_MCG_STATUS),
     (msr::IA32_MISC_ENABLE, msr::IA32_MISC_ENABLE),
     (msr::IA32_DEBUGCTL, msr::IA32_DEBUGCTL),
+    (0x1fc, 0x1fc), // MSR_POWER_CTL
     (msr::IA32_MTRR_PHYSBASE0, 0x20f),
     (msr::IA32_MTRR_FIX64K_00000, msr::IA32_MTRR_FIX64K_00000),
     (0x258, 0x259),
@@ -70,6 +74,14 @@ pub(super) fn read(fd: &VcpuFd, index: u32) -> Option<u64> {
 pub(super) fn write(fd: &VcpuFd, index: u32, data: u64) -> bool {
     let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]);
     msrs.is_ok_and(|msrs| fd.set_msrs(&msrs).is_ok_and(|done| done == 1))
+}
+
+/// Locks IA32_FEATURE_CONTROL with nothing in it, as firmware does on a CPU of Intel's without VMX: on every
+/// engine guests find it so. A KVM that has no such register needs no lock.
+pub(super) fn lock_features(fd: &VcpuFd) {
+    if !write(fd, msr::IA32_FEATURE_CONTROL, 1) {
+        log::debug!("KVM does not lock IA32_FEATURE_CONTROL");
+    }
 }
 
 /// All registers of the saved state, ascending.

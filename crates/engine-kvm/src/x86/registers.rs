@@ -1,7 +1,7 @@
 //! General registers, segments, control and debug registers.
 
 use engine::Error;
-use engine::x86::bits::{access, msr};
+use engine::x86::bits::{access, cr0, cr4, efer, msr};
 use engine::x86::{CpuState, DescriptorTable, Segment};
 use kvm_bindings::{kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -102,8 +102,9 @@ pub(super) fn save_system(fd: &VcpuFd, state: &mut CpuState) -> Result<(), Error
 
 /// Sets segments, tables, control registers, EFER, and the local APIC's base.
 ///
-/// The page-directory pointers of PAE paging are loaded anew from memory: the state does not carry them.
-pub(super) fn restore_system(fd: &VcpuFd, state: &CpuState) -> Result<(), Error> {
+/// The page-directory pointers of PAE paging are loaded anew from memory where the state does not carry them, or
+/// the host's kernel is too old (`sregs2`).
+pub(super) fn restore_system(fd: &VcpuFd, state: &CpuState, sregs2: bool) -> Result<(), Error> {
     let [es, cs, ss, ds, fs, gs] = state.segments.each_ref().map(kvm_segment);
     let sregs = kvm_sregs {
         cs,
@@ -125,7 +126,12 @@ pub(super) fn restore_system(fd: &VcpuFd, state: &CpuState) -> Result<(), Error>
         apic_base: state.lapic.base,
         interrupt_bitmap: [0; 4],
     };
-    fd.set_sregs(&sregs).map_err(|errno| {
+    let pae = sregs.cr0 & cr0::PG != 0 && sregs.cr4 & cr4::PAE != 0 && sregs.efer & efer::LMA == 0;
+    let set = match state.pdptes.filter(|_| sregs2 && pae) {
+        Some(pdptes) => super::sregs2::set(fd, &sregs, pdptes),
+        None => fd.set_sregs(&sregs),
+    };
+    set.map_err(|errno| {
         Error::BadState(format!(
             "the CPU refuses its system registers ({errno}): cr0 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}, \
              APIC base {:#x}",

@@ -6,22 +6,24 @@ use engine::{CpuState, Error};
 use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::VcpuFd;
 
-use super::{events, lapic, msrs, registers, xsave};
+use super::{events, lapic, msrs, registers, sregs2, xsave};
 use crate::failed;
 use crate::routes::level_message;
 use crate::vm::Shared;
 
-/// Everything that the guest can observe of the vCPU.
-pub(crate) fn save(id: u32, fd: &VcpuFd, shared: &Shared) -> Result<CpuState, Error> {
+/// Everything that the guest can observe of the vCPU; `timer_ran` is what [`lapic::timer_runs`] said when it was
+/// parked.
+pub(crate) fn save(id: u32, fd: &VcpuFd, shared: &Shared, timer_ran: bool) -> Result<CpuState, Error> {
     let mut state = empty();
     // Activity comes first: asking for it can change registers.
     events::save(fd, &mut state)?;
     state.msrs = msrs::save(fd, &shared.msrs)?;
     registers::save_general(fd, &mut state)?;
     registers::save_system(fd, &mut state)?;
+    state.pdptes = if shared.sregs2 { sregs2::pdptes(fd)? } else { None };
     registers::save_debug(fd, &mut state)?;
     (state.xsave, state.xcr0) = xsave::save(fd, shared.cpuid.xsave())?;
-    lapic::save(fd, &mut state)?;
+    lapic::save(fd, timer_ran, &mut state)?;
     state.lapic.tsc_deadline = msrs::read(fd, msr::IA32_TSC_DEADLINE).unwrap_or(0);
     state.tsc = msrs::read(fd, msr::IA32_TSC)
         .ok_or_else(|| Error::BadState(format!("KVM does not tell vCPU {id}'s time-stamp counter")))?;
@@ -60,7 +62,7 @@ fn take_on(id: u32, fd: &VcpuFd, shared: &Shared, state: &X86State) -> Result<()
     registers::restore_general(fd, state)?;
     // XCR0 is checked by nothing, and CR4.OSXSAVE changes what CPUID says of it.
     xsave::restore(fd, shared.cpuid.xsave(), &state.xsave, state.xcr0)?;
-    registers::restore_system(fd, state)?;
+    registers::restore_system(fd, state, shared.sregs2)?;
     registers::restore_debug(fd, state)?;
     lapic::restore(fd, &state.lapic)?;
     msrs::restore(fd, &shared.msrs, &state.msrs)?;
@@ -80,7 +82,10 @@ pub(crate) fn power_on(id: u32, fd: &VcpuFd, shared: &Shared) -> Result<CpuState
     if id == 0 {
         lapic::wire_nmi(fd)?;
     }
-    let CpuState::X86(mut state) = save(id, fd, shared)? else {
+    if shared.cpuid.intel() {
+        msrs::lock_features(fd);
+    }
+    let CpuState::X86(mut state) = save(id, fd, shared, false)? else {
         return Err(Error::BadState("KVM made a vCPU of another architecture".into()));
     };
     // SDM 3A, table 9-1: EDX identifies the CPU; the other general registers are zero.
@@ -108,6 +113,7 @@ fn empty() -> X86State {
         cr2: 0,
         cr3: 0,
         cr4: 0,
+        pdptes: None,
         cr8: 0,
         dr: [0; 8],
         xcr0: 0,

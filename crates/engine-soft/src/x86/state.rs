@@ -48,6 +48,7 @@ impl Cpu {
             cr2: self.cr2,
             cr3: self.cr3,
             cr4: self.cr4,
+            pdptes: self.pae(self.cr4).then_some(self.pdptes),
             cr8: self.lapic.cr8(),
             dr: self.dr,
             xcr0: self.fpu.xcr0,
@@ -62,6 +63,11 @@ impl Cpu {
             interrupt_shadow: self.interrupt_shadow,
             kvm_clock_ns: pvclock::uptime(self),
         })
+    }
+
+    /// Whether it has PAE paging with this CR4.
+    fn pae(&self, cr4: u64) -> bool {
+        self.mode.paging && !self.mode.long && cr4 & cr4::PAE != 0
     }
 
     /// The model-specific registers that travel.
@@ -85,11 +91,12 @@ impl Cpu {
             pvclock::set_uptime(self, state.kvm_clock_ns);
         }
         self.restore_msrs(&state.msrs)?;
-        let pae = self.mode.paging && !self.mode.long && state.cr4 & cr4::PAE != 0;
-        self.pdptes = match pae && self.vm.ram.page(state.cr3).is_some() {
+        let pae = self.pae(state.cr4);
+        self.pdptes = match (state.pdptes, pae && self.vm.ram.page(state.cr3).is_some()) {
+            (Some(pdptes), _) if pae => pdptes,
             // The guest may have spoiled them in memory after they were loaded: no reason to refuse.
-            true => self.read_pdptes(state.cr3).unwrap_or([0; 4]),
-            false => [0; 4],
+            (None, true) => self.read_pdptes(state.cr3).unwrap_or([0; 4]),
+            _ => [0; 4],
         };
         let pcid = self.pcid();
         self.tlb.flush_all(pcid);
@@ -275,6 +282,25 @@ mod tests {
     use super::super::testing::{CODE, Guest, NoIo};
     use super::*;
     use engine::x86::Activity;
+
+    #[test]
+    fn page_directory_pointers_travel_as_they_were_loaded() {
+        let mut here = System::protected(&[]);
+        here.put64(0x6000, &[0x9001, 0, 0, 0x9001]);
+        let cpu = &mut here.guest.cpu;
+        cpu.write_cr4(cpu.cr4 | cr4::PAE).unwrap();
+        cpu.write_cr3(0x6000).unwrap();
+        cpu.write_cr0(cpu.cr0 | cr0::PG).unwrap();
+        here.put64(0x6000, &[0, 0, 0, 0]);
+        let state = here.cpu.save().unwrap();
+        assert_eq!(state.pdptes, Some([0x9001, 0, 0, 0x9001]));
+        let mut there = System::protected(&[]);
+        there.guest.cpu.restore(&state).unwrap();
+        assert_eq!(there.cpu.pdptes, [0x9001, 0, 0, 0x9001]);
+        there.put64(0x6000, &[0xa001, 0, 0, 0]);
+        there.guest.cpu.restore(&CpuState { pdptes: None, ..state }).unwrap();
+        assert_eq!(there.cpu.pdptes, [0xa001, 0, 0, 0]);
+    }
 
     #[test]
     fn a_vcpu_goes_on_elsewhere_from_where_it_was_saved() {

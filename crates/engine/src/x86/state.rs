@@ -98,6 +98,10 @@ pub struct CpuState {
     pub cr3: u64,
     /// Feature enables.
     pub cr4: u64,
+    /// The page-directory pointers that a CPU with PAE paging has loaded (SDM 3A, 4.4.1). `None` without PAE
+    /// paging, and where the engine does not know: then they are loaded anew from memory.
+    #[serde(default)]
+    pub pdptes: Option<[u64; 4]>,
     /// Task priority, 0-15.
     pub cr8: u64,
     /// DR0-DR3, then DR6 and DR7 at 6 and 7; 4 and 5 unused.

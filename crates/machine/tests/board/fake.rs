@@ -46,6 +46,7 @@ fn power_on() -> CpuState {
         cr2: 0,
         cr3: 0,
         cr4: 0,
+        pdptes: None,
         cr8: 0,
         dr: [0; 8],
         xcr0: 1,
