@@ -13,11 +13,13 @@
 //! | whether this host can             | `host.rs`    |
 //! | memory slots, interrupts, log     | `vm.rs`, `routes.rs`, `irqfd.rs` |
 //! | kicks of devices                  | `doorbell.rs` |
+//! | writes that may come late         | `deferred.rs` |
 //! | the run loop                      | `vcpu.rs`    |
 //! | stopping a vCPU                   | `kick.rs`    |
 //! | what the guest's CPUs say they are| `x86/cpuid.rs` |
 //! | saved state                       | `x86/state.rs` and the files beside it |
 
+mod deferred;
 mod doorbell;
 mod host;
 mod irqfd;

@@ -9,6 +9,7 @@ use engine::{CpuIo, CpuState, Error, Exit, StopHandle};
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_run, kvm_vcpu_events};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::deferred::Deferred;
 use crate::kick::{Entered, Kick};
 use crate::vm::Shared;
 use crate::x86::{lapic, state};
@@ -30,6 +31,7 @@ pub struct KvmVcpu {
 impl KvmVcpu {
     pub(crate) fn new(id: u32, shared: Arc<Shared>) -> Result<KvmVcpu, Error> {
         let fd = shared.fd.create_vcpu(id.into()).map_err(failed("creating a vCPU"))?;
+        shared.deferred.get_or_init(|| Deferred::new(&shared.fd, &fd));
         let cpuid = shared.cpuid.of_vcpu(id, fd.get_tsc_khz().ok())?;
         fd.set_cpuid2(&cpuid).map_err(failed("telling the vCPU what it is"))?;
         let power_on = state::power_on(id, &fd, &shared)?;
@@ -90,7 +92,11 @@ impl KvmVcpu {
         entered: &Entered<'_>,
         io: &dyn CpuIo,
     ) -> Result<Option<Exit>, Error> {
-        match self.fd.run() {
+        let exit = self.fd.run();
+        if let Some(Some(deferred)) = self.shared.deferred.get() {
+            deferred.carry_out(io);
+        }
+        match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 data.chunks(port_width(page)).for_each(|element| io.port_write(port, element));
             }

@@ -4,16 +4,17 @@
 
 use std::io::Error as IoError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use engine::{Error, Msi, VmConfig};
+use engine::{Error, Msi, Register, VmConfig};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use mem::{GuestRam, PAGE_SIZE, RamRange};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::deferred::Deferred;
 use crate::doorbell::Doorbell;
 use crate::irqfd::{Irqfd, Way};
 use crate::kick::{Kick, install_handler};
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) kicks: Vec<Arc<Kick>>,
     /// Whether the kernel knows the page-directory pointers of PAE paging.
     pub(crate) sregs2: bool,
+    /// Writes that wait; from the first vCPU on, if the kernel has a place for them.
+    pub(crate) deferred: OnceLock<Option<Deferred>>,
     /// Level of the PIC's output.
     extint: AtomicBool,
     /// Lock order: the IOAPIC's own lock is held by whoever sends, this one is the innermost.
@@ -162,6 +165,7 @@ impl KvmVm {
             msrs: MsrTable::new(config.cpu_model),
             kicks: (0..config.cpus).map(|_| Arc::default()).collect(),
             sregs2: sregs2::available(&fd),
+            deferred: OnceLock::new(),
             extint: AtomicBool::new(false),
             routes: Mutex::default(),
             ram,
@@ -217,6 +221,19 @@ impl engine::Vm for KvmVm {
 
     fn doorbell(&self, address: u64, event: EventFd) -> Option<Box<dyn Send + Sync>> {
         Some(Box::new(Doorbell::new(self.shared.clone(), address, event)?))
+    }
+
+    fn defer_writes(&self, register: Register, len: u32) {
+        let address = match register {
+            Register::Port(port) => IoEventAddress::Pio(port.into()),
+            Register::Memory(gpa) => IoEventAddress::Mmio(gpa),
+        };
+        // Without a vCPU nobody would look for them.
+        if let Some(Some(_)) = self.shared.deferred.get()
+            && let Err(errno) = self.shared.fd.register_coalesced_mmio(address, len)
+        {
+            log::debug!("writes to {register:x?} come at once: {errno}");
+        }
     }
 
     fn log_writes(&self, on: bool) -> Result<(), Error> {

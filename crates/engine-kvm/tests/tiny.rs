@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm, skipped};
 use engine::x86::bits::{cr0, cr4};
 use engine::x86::{Activity, Segment};
-use engine::{Exit, Msi, Vcpu};
+use engine::{Exit, Msi, Register, Vcpu};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 guest!(
@@ -105,6 +105,47 @@ fn a_doorbell_signals_its_event_and_is_no_exit() {
     guest.run_to_end();
     assert!(event.read().is_err());
     assert!(guest.io.log().contains(&Access::Store(0xd000_0008, vec![0x88])));
+}
+
+guest!(
+    registers,
+    ".code64",
+    "mov rbx, 0xd0000000",
+    "mov dword ptr [rbx], 7",
+    "mov eax, [rbx + 0x10]",
+    "mov eax, 0x80000000",
+    "mov dx, 0xcf8",
+    "out dx, eax",
+    "mov dword ptr [rbx], 8",
+    "out 0xf4, al",
+);
+
+#[test]
+fn deferred_writes_come_before_the_next_access_and_in_order() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::long_mode(&kvm, registers());
+    guest.vm.defer_writes(Register::Memory(0xd000_0000), 4);
+    guest.vm.defer_writes(Register::Port(0xcf8), 4);
+    guest.run_to_end();
+    let expected = [
+        Access::Store(0xd000_0000, vec![7, 0, 0, 0]),
+        Access::Load(0xd000_0010, 4),
+        Access::Out(0xcf8, vec![0, 0, 0, 0x80]),
+        Access::Store(0xd000_0000, vec![8, 0, 0, 0]),
+        Access::Out(0xf4, vec![0]),
+    ];
+    assert_eq!(guest.io.log(), expected);
+}
+
+guest!(select, ".code64", "mov rbx, 0xd0000000", "mov dword ptr [rbx], 7", "2: pause", "jmp 2b");
+
+#[test]
+fn deferred_writes_come_before_a_stop() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::long_mode(&kvm, select());
+    guest.vm.defer_writes(Register::Memory(0xd000_0000), 4);
+    guest.stop_after(Duration::from_millis(100));
+    assert_eq!(guest.io.log(), [Access::Store(0xd000_0000, vec![7, 0, 0, 0])]);
 }
 
 // Enables the local APIC and waits for an interrupt; the handler, 0x80 further on, ends it.

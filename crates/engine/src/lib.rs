@@ -17,4 +17,4 @@ pub mod x86;
 
 pub use options::Options;
 pub use statistics::{Count, Hits, Statistics, Table, Time};
-pub use traits::{CpuIo, CpuState, Engine, Error, Exit, Msi, StopHandle, Vcpu, Vm, VmConfig};
+pub use traits::{CpuIo, CpuState, Engine, Error, Exit, Msi, Register, StopHandle, Vcpu, Vm, VmConfig};

@@ -88,6 +88,15 @@ pub struct Msi {
     pub data: u32,
 }
 
+/// Where a register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// In port space.
+    Port(u16),
+    /// In guest-physical space.
+    Memory(u64),
+}
+
 /// The part of a VM that its vCPUs share.
 pub trait Vm: Send + Sync {
     /// Makes vCPU `id`, in its power-on state; each id once. vCPU 0 is the bootstrap processor, the
@@ -109,6 +118,11 @@ pub trait Vm: Send + Sync {
     fn doorbell(&self, _address: u64, _event: EventFd) -> Option<Box<dyn Send + Sync>> {
         None
     }
+
+    /// From now on, writes of `len` bytes to this register may come late: before the next access of any vCPU
+    /// that is a call on [`CpuIo`], and before [`Vcpu::run`] comes back. For registers that only say what the
+    /// next access is about. An engine to which it makes no difference has nothing to do.
+    fn defer_writes(&self, _register: Register, _len: u32) {}
 
     /// Whether the guest's writes are to be told apart by page, for [`Vm::collect_writes`]. It costs the
     /// guest time while it is on. An engine that always knows has nothing to do.

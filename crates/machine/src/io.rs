@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chipset::{DualPic, IoApic};
 use device::{Bus, Doorbell, DoorbellSink, Msi, MsiSink};
-use engine::{CpuIo, Vm};
+use engine::{CpuIo, Register, Vm};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::layout;
 
 /// The board as a vCPU sees it. It has no lock of its own: several vCPUs call at once.
 pub(crate) struct BoardIo {
@@ -51,6 +53,15 @@ impl CpuIo for BoardIo {
 
 /// Messages of devices and of the I/O APIC go to the engine, and doorbells are wired by it.
 pub(crate) struct ToEngine(pub(crate) Arc<dyn Vm>);
+
+impl ToEngine {
+    /// Tells the engine of the registers that choose what the next access is about.
+    pub(crate) fn defer_writes(&self) {
+        self.0.defer_writes(Register::Memory(layout::IOAPIC.start), 4);
+        self.0.defer_writes(Register::Port(layout::PCI_ADDRESS), 4);
+        self.0.defer_writes(Register::Port(layout::RTC.start as u16), 1);
+    }
+}
 
 impl DoorbellSink for ToEngine {
     fn wire(&self, address: u64, event: EventFd) -> Option<Doorbell> {

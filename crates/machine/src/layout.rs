@@ -22,6 +22,8 @@ pub const PCI_PORTS: Range<u64> = 0xc000..0x1_0000;
 pub const PIT: Range<u64> = 0x40..0x44;
 /// System control port B: the timer's channel 2.
 pub const PORT61: Range<u64> = 0x61..0x62;
+/// The address register of PCI configuration space.
+pub const PCI_ADDRESS: u16 = 0xcf8;
 /// Real-time clock and CMOS memory.
 pub const RTC: Range<u64> = 0x70..0x72;
 /// POST codes.

@@ -76,9 +76,16 @@ impl Machine {
         let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         chipset.attach(&ports, &mmio)?;
         let irqs = chipset.irqs.clone();
-        let wiring =
-            devices::Wiring { ports: &ports, mmio: &mmio, ram: &ram, msi, doorbells: to_engine, irqs };
+        let wiring = devices::Wiring {
+            ports: &ports,
+            mmio: &mmio,
+            ram: &ram,
+            msi,
+            doorbells: to_engine.clone(),
+            irqs,
+        };
         let devices = Devices::new(&wiring, spec, &mut host)?;
+        to_engine.defer_writes();
         let io = BoardIo { ports, mmio, pic: chipset.pic.clone(), ioapic: chipset.ioapic.clone() };
         let serial = lock(&chipset.com1).input();
         let mut machine = Machine {
