@@ -25,6 +25,8 @@ pub(crate) struct Packed<'a> {
     pub size: u64,
     /// [`BEYOND_HEAP`] bytes: the unpacked block, behind it the packed one.
     room: Vec<u8>,
+    /// The block that is unpacked.
+    current: Option<u64>,
 }
 
 impl Packed<'_> {
@@ -48,7 +50,7 @@ impl Packed<'_> {
         let size = u64::from(word(end)?);
         let sound = at == end && blocks.len() as u64 == size.div_ceil(BLOCK);
         let fits = blocks.iter().all(|block| block.len() <= PACKED_BLOCK);
-        (sound && fits).then(|| Packed { image, blocks, size, room: vec![0; BEYOND_HEAP] })
+        (sound && fits).then(|| Packed { image, blocks, size, room: vec![0; BEYOND_HEAP], current: None })
     }
 
     /// Unpacks block number `index`: its place in the file, and its bytes.
@@ -60,12 +62,17 @@ impl Packed<'_> {
         let place = start..self.size.min(start + BLOCK);
         let (bytes, packed) = self.room.split_at_mut(BLOCK as usize);
         let (bytes, packed) = (&mut bytes[..(place.end - start) as usize], &mut packed[..block.len()]);
+        if self.current == Some(index) {
+            return Ok((place, bytes));
+        }
+        self.current = None;
         self.image.read(block.start, packed)?;
         match lz4_flex::block::decompress_into(packed, bytes) {
-            Ok(done) if done == bytes.len() => Ok((place, bytes)),
-            Ok(done) => Err(damaged(format!("has {done} bytes where {} belong", bytes.len()))),
-            Err(error) => Err(damaged(format!("cannot be unpacked: {error}"))),
+            Ok(done) if done == bytes.len() => self.current = Some(index),
+            Ok(done) => return Err(damaged(format!("has {done} bytes where {} belong", bytes.len()))),
+            Err(error) => return Err(damaged(format!("cannot be unpacked: {error}"))),
         }
+        Ok((place, bytes))
     }
 
     /// How many blocks there are.
