@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use engine::{CpuIo, Statistics};
-use iced_x86::Mnemonic;
+use iced_x86::Code;
 
 use crate::clock::Clock;
 use crate::x86::translate::stats::Stats;
@@ -31,7 +31,7 @@ pub struct Profile {
     pub blocks: AtomicU64,
     /// In devices.
     pub devices: AtomicU64,
-    fallbacks: Table<Mnemonic>,
+    fallbacks: Table<Code>,
     jumps: Table<u64>,
     exits: Table<Access>,
 }
@@ -104,7 +104,7 @@ impl Profile {
     }
 
     /// An instruction was executed by its handler because it is not translated.
-    pub fn fallback(&self, instruction: Mnemonic) {
+    pub fn fallback(&self, instruction: Code) {
         self.fallbacks.count(instruction);
     }
 

@@ -26,6 +26,26 @@ impl Builder<'_> {
         });
     }
 
+    /// `LOOP`, and the jumps if RCX is zero. They go on as calls do, for the comparison is in the flags.
+    pub(super) fn count_down(&mut self, insn: &Insn) {
+        self.disturb(insn.live_after);
+        let counts = insn.ins.is_loop();
+        if counts {
+            self.asm.lea(!self.narrow, host::RCX, &Mem::at(host::RCX, -1));
+        }
+        self.asm.op_reg(!self.narrow, &[0x85], host::RCX, host::RCX); // test
+        let jump = self.asm.jcc_forward(if counts { cc::NZ } else { cc::Z });
+        let (offset, save) = (insn.target(), false);
+        self.cold.push(match in_page(offset) {
+            Some(target) => {
+                let forward = link_entry(target, insn) == Entry::Direct;
+                let entry = if forward { Entry::Forward } else { Entry::Indirect };
+                Cold::Link { jump, target, entry, save }
+            }
+            None => Cold::Far { jump, offset, save },
+        });
+    }
+
     pub(super) fn call(&mut self, insn: &Insn) {
         self.push_return(insn);
         // Calls go on as jumps to other pages do: the flags are in their slot already.

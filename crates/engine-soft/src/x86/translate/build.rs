@@ -128,7 +128,7 @@ pub fn liveness(insns: &mut [Insn], live_at: &dyn Fn(u32) -> u32) {
     let mut live = if last.end() < 4096 { live_at(last.end()) } else { ARITHMETIC };
     for insn in insns.iter_mut().rev() {
         match insn.class {
-            Class::Branch => live |= target_live(insn, live_at),
+            Class::Branch | Class::Loop => live |= target_live(insn, live_at),
             Class::Jump => live = target_live(insn, live_at),
             Class::Call => live = target_live(insn, live_at),
             Class::Return | Class::JumpIndirect | Class::CallIndirect => live = ARITHMETIC,
@@ -393,6 +393,11 @@ impl Builder<'_> {
             Class::Divide => self.divide(insn),
             Class::Lea => self.lea(insn),
             Class::Fldcw => self.load_control(insn),
+            Class::Cld => self.clear_direction(insn),
+            Class::PushFlags => self.push_flags(insn),
+            Class::LoadString => self.load_string(insn),
+            Class::BitString => self.bit_string(insn),
+            Class::Loop => self.count_down(insn),
             Class::String => self.string(insn),
             Class::OpcodeReg => self.opcode_reg(insn),
             Class::Push => self.push(insn),

@@ -131,7 +131,7 @@ impl Planner {
             _ => {}
         }
         if let Some(access) = insn.memory
-            && insn.class != Class::Leave
+            && !matches!(insn.class, Class::Leave | Class::BitString)
             && let Some((key, at)) = self.operand(insn)
         {
             self.access(n, false, key, at, access.size, access.write);

@@ -43,6 +43,14 @@ pub enum Class {
     Lea,
     /// `fldcw`
     Fldcw,
+    /// `cld`
+    Cld,
+    /// `pushf`
+    PushFlags,
+    /// `lods`, not repeated
+    LoadString,
+    /// `bt` and its kin with a memory operand and the bit's number in a register.
+    BitString,
     /// `stos` and `movs`
     String,
     /// `mov reg, imm` and `bswap`, `xchg rax, reg`, `inc` and `dec`: the register is in the opcode.
@@ -57,6 +65,8 @@ pub enum Class {
     Jump,
     /// Conditional jump.
     Branch,
+    /// `loop`, `jecxz` and `jrcxz`
+    Loop,
     /// `call` to a fixed target.
     Call,
     /// `ret`
@@ -369,6 +379,14 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
     }
     use Mnemonic::*;
     match mnemonic {
+        Cld => return Class::Cld,
+        Pushfq | Pushfd if insn.op.has(flag::ENDS_BLOCK) || !pushes_word(insn) => return Class::Handler,
+        Pushfq | Pushfd => return Class::PushFlags,
+        Bt | Bts | Btr | Btc if is_bit_string(insn) => {
+            let (size, write) = (ins.memory_size().size() as u32, mnemonic != Bt);
+            insn.memory = Some(Access { size, write });
+            return with_raw(insn, mode, Class::BitString);
+        }
         Lea => return with_raw(insn, mode, Class::Lea),
         Push | Pop => return stack(insn),
         Leave if !ins_has_prefix(insn) => {
@@ -394,6 +412,21 @@ fn classify(insn: &mut Insn, mode: &Mode, features: Features, factory: &mut Inst
         return super::vector::classify(insn, mode, features, factory);
     }
     Class::Handler
+}
+
+/// `pushf` of a whole word.
+fn pushes_word(insn: &Insn) -> bool {
+    insn.ins.stack_pointer_increment() == -(insn.word() as i32)
+}
+
+/// Whether the bit is anywhere in memory: its number is in a register of 32 or 64 bits.
+fn is_bit_string(insn: &Insn) -> bool {
+    let ins = &insn.ins;
+    let whole = insn.narrow() || insn.op.mem.mask == u64::MAX;
+    whole
+        && ins.op0_kind() == OpKind::Memory
+        && ins.op1_kind() == OpKind::Register
+        && ins.op1_register().size() >= 4
 }
 
 /// Whether the memory operand, if any, has an address form that [`super::memory`] knows.
@@ -480,6 +513,14 @@ fn control_flow(insn: &Insn) -> Option<Class> {
         FlowControl::UnconditionalBranch if near(ins.op0_kind()) => Some(Class::Jump),
         FlowControl::ConditionalBranch if near(ins.op0_kind()) && ins.is_jcc_short_or_near() => {
             Some(Class::Branch)
+        }
+        FlowControl::ConditionalBranch if near(ins.op0_kind()) => {
+            let whole = match ins.code() {
+                Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64 => !narrow,
+                Code::Loop_rel8_32_ECX | Code::Jecxz_rel8_32 => narrow,
+                _ => false,
+            };
+            whole.then_some(Class::Loop)
         }
         FlowControl::Call if near(ins.op0_kind()) && ins.mnemonic() == Mnemonic::Call => Some(Class::Call),
         FlowControl::Return => {
@@ -581,8 +622,8 @@ fn integer(insn: &mut Insn, mode: &Mode, factory: &mut InstructionInfoFactory) -
     if insn.narrow() && super::vector::wide_only(insn) { Class::Handler } else { class }
 }
 
-/// How many registers need scratch registers; `None` if there are not enough, or if AH to BH would have
-/// to stand beside a register that needs a REX prefix.
+/// How many registers need scratch registers, AH to BH beside a memory operand among them; `None` if there
+/// are not enough, or if AH to BH would have to stand beside a register that needs a REX prefix.
 pub(super) fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
     let registers =
         || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register).map(|n| ins.op_register(n));
@@ -594,10 +635,13 @@ pub(super) fn slot_count(ins: &Instruction, memory: bool) -> Option<usize> {
             count += 1;
         }
     }
-    let high = registers().any(|r| r.is_gpr8() && gpr(r).is_none());
-    let prefixed = memory || count > 0 || registers().any(|r| gpr(r).and_then(host_of) == Some(SP));
-    let enough = count <= if memory { 1 } else { 2 };
-    (enough && !(high && prefixed)).then_some(count)
+    let high = registers().any(|r| high_byte(r).is_some());
+    if memory {
+        // One of AH to BH comes by a scratch register.
+        return (count + usize::from(high) <= 1).then_some(count + usize::from(high));
+    }
+    let prefixed = count > 0 || registers().any(|r| gpr(r).and_then(host_of) == Some(SP));
+    (count <= 2 && !(high && prefixed)).then_some(count)
 }
 
 /// [`Insn::slots`].
@@ -605,10 +649,14 @@ pub(super) fn slot_accesses(ins: &Instruction, factory: &mut InstructionInfoFact
     let info = factory.info_options(ins, InstructionInfoOptions::NO_MEMORY_USAGE);
     let mut slots = 0;
     for n in 0..ins.op_count().min(5) {
-        if ins.op_kind(n) != OpKind::Register || gpr(ins.op_register(n)).is_none() {
+        if ins.op_kind(n) != OpKind::Register {
             continue;
         }
-        let whole = ins.op_register(n).size() >= 4;
+        let register = ins.op_register(n);
+        if gpr(register).or(high_byte(register)).is_none() {
+            continue;
+        }
+        let whole = register.size() >= 4 || high_byte(register).is_some();
         let (read, write) = match info.op_access(n) {
             OpAccess::Write => (!whole, true),
             OpAccess::Read | OpAccess::CondRead => (true, false),
@@ -629,6 +677,17 @@ pub fn access(ins: &Instruction, access: OpAccess) -> Option<Access> {
         _ => return None,
     };
     (size != 0 && size <= 32).then_some(Access { size, write })
+}
+
+/// The number of AH to BH in encodings without a REX prefix.
+pub(super) fn high_byte(register: Register) -> Option<u8> {
+    match register {
+        Register::AH => Some(4),
+        Register::CH => Some(5),
+        Register::DH => Some(6),
+        Register::BH => Some(7),
+        _ => None,
+    }
 }
 
 /// Number of a general register, without regard to its width. `None` for AH to BH and others.

@@ -261,14 +261,14 @@ impl Builder<'_> {
     }
 
     /// The checked access as a memory operand that occupies A and B.
-    fn operand(&mut self) -> Mem {
+    pub fn operand(&mut self) -> Mem {
         let view = self.view;
         self.asm.load(B, Mem::indexed(host::RSP, B, 0, at::host(view)));
         Mem::indexed(A, B, 0, 0)
     }
 
     /// The checked access as a memory operand that occupies A only. Disturbs flags.
-    fn operand_in_a(&mut self) -> Mem {
+    pub fn operand_in_a(&mut self) -> Mem {
         let view = self.view;
         self.asm.alu_mem(Alu::Add, A, Mem::indexed(host::RSP, B, 0, at::host(view)));
         Mem::at(A, 0)

@@ -1,12 +1,13 @@
 //! Instructions without control flow.
 
+use engine::x86::bits::rflags;
 use iced_x86::{Mnemonic, OpCodeOperandKind, OpKind};
 
-use super::super::op::reg;
+use super::super::op::{HIGH, reg};
 use super::asm::{Alu, Fixup, Mem, cc, host};
 use super::build::{Builder, Cold, guest_slot, slot};
 use super::frame::at;
-use super::insn::{Insn, gpr};
+use super::insn::{ARITHMETIC, Insn, gpr, high_byte};
 use super::memory::Location;
 use super::raw::{Field, Rm};
 use super::regs::{A, B, SP, host_of};
@@ -49,10 +50,12 @@ impl Mapped {
             if ins.op_kind(n) != OpKind::Register {
                 continue;
             }
-            let Some(number) = gpr(ins.op_register(n)) else { continue };
+            let high = high_byte(ins.op_register(n)).filter(|_| insn.memory.is_some());
+            let Some(number) = gpr(ins.op_register(n)).or(high.map(|high| high | HIGH)) else { continue };
             let access = insn.slots >> (2 * n);
-            let register = host_of(number)
-                .unwrap_or_else(|| mapped.scratch(number, pool, access & 1 != 0, access & 2 != 0));
+            let own = if number & HIGH == 0 { host_of(number) } else { None };
+            let register =
+                own.unwrap_or_else(|| mapped.scratch(number, pool, access & 1 != 0, access & 2 != 0));
             match place(code.op_kind(n)) {
                 Place::Reg => mapped.reg = Field::Host(register),
                 Place::Rm => mapped.rm = Field::Host(register),
@@ -136,17 +139,84 @@ impl Builder<'_> {
         for &(number, scratch, load, _) in mapped.slots.iter().flatten() {
             let kept = mem.is_none() && self.kept[which(scratch)] == Some(number);
             if load && !kept {
-                self.asm.load(scratch, guest_slot(number));
+                self.load_slot(scratch, number);
             }
         }
         let rm = mem.map_or(Rm::Reg(mapped.rm), Rm::Mem);
         raw.emit(&mut self.asm, mapped.reg, rm, mapped.vvvv, raw.has_rex());
         for &(number, scratch, _, store) in mapped.slots.iter().flatten() {
-            if store {
+            if store && number & HIGH == 0 {
                 self.asm.store(guest_slot(number), scratch);
+            } else if store {
+                self.asm.op_mem(false, &[0x88], scratch, &slot(at::TEMP));
+                self.asm.op_mem(false, &[0x8a], number & 7, &slot(at::TEMP));
             }
         }
         self.executed(insn);
+    }
+
+    /// What is to be in a scratch register, from its slot. There are no encodings with AH to BH and with a
+    /// register of 8 and above: they come through memory.
+    fn load_slot(&mut self, scratch: u8, number: u8) {
+        if number & HIGH == 0 {
+            return self.asm.load(scratch, guest_slot(number));
+        }
+        self.asm.op_mem(false, &[0x88], number & 7, &slot(at::TEMP));
+        self.asm.op_mem(false, &[0x0f, 0xb6], scratch, &slot(at::TEMP));
+    }
+
+    /// `BT` and its kin: first the word that the bit is in, then the bit in it.
+    pub(super) fn bit_string(&mut self, insn: &Insn) {
+        let (Some(access), Some(raw)) = (insn.memory, &insn.raw) else { return };
+        let number = gpr(insn.ins.op1_register()).unwrap_or(0);
+        let wide = access.size == 8;
+        self.disturb(insn.live_before());
+        let retry = self.asm.here();
+        self.address(insn);
+        let bit = self.in_register(number, B);
+        self.asm.op_reg(true, if wide { &[0x8b] } else { &[0x63] }, B, bit); // mov, movsxd
+        self.asm.op_reg(true, &[0xc1], 7, B); // sar
+        self.asm.raw(&[if wide { 6 } else { 5 }]);
+        self.asm.lea(!self.narrow, A, &Mem::indexed(A, B, if wide { 3 } else { 2 }, 0));
+        let checked = self.check(insn, retry, access.size, access.write);
+        let mem = self.operand_in_a();
+        let bit = self.in_register(number, B);
+        self.asm.mov32(B, bit);
+        self.asm.alu_imm(false, Alu::And, B, if wide { 63 } else { 31 });
+        self.want_host(insn.needs());
+        raw.emit(&mut self.asm, Field::Host(B), Rm::Mem(mem), Field::Same, false);
+        self.executed(insn);
+        self.done(checked);
+    }
+
+    /// `PUSHF`: the arithmetic flags from their slot, the others from RFLAGS, but for RF and VM.
+    pub(super) fn push_flags(&mut self, insn: &Insn) {
+        self.want_slot(ARITHMETIC);
+        self.disturb(ARITHMETIC);
+        let word = insn.word() as i32;
+        let operand = self.stack(insn, Location::at(reg::RSP, -word), true, true);
+        let (flags, temp) = (slot(at::FLAGS), slot(at::TEMP));
+        self.asm.load32(B, slot(at::RFLAGS));
+        self.asm.alu_imm(false, Alu::And, B, !(rflags::STATUS | rflags::RF | rflags::VM) as i32);
+        self.asm.store(temp, B);
+        self.asm.load32(B, flags);
+        self.asm.shr(B, 8);
+        self.asm.alu_imm(false, Alu::And, B, (rflags::STATUS & !rflags::OF) as i32);
+        self.asm.alu_mem(Alu::Or, B, temp);
+        self.asm.store(temp, B);
+        self.asm.load32(B, flags);
+        self.asm.alu_imm(false, Alu::And, B, 1);
+        self.asm.shl32(B, 11); // OF
+        self.asm.alu_mem(Alu::Or, B, temp);
+        self.store_word(operand.mem, B);
+        self.move_stack(-word);
+        self.complete(insn, operand);
+    }
+
+    /// `CLD`
+    pub(super) fn clear_direction(&mut self, insn: &Insn) {
+        self.disturb(insn.live_before());
+        self.asm.alu_mem32_imm(Alu::And, slot(at::RFLAGS), !rflags::DF as u32);
     }
 
     /// A division natively if it is safe, that is if it cannot raise `#DE`; else its handler.

@@ -183,7 +183,7 @@ impl Translator {
         if cpu.read_linear(cpu.view(), linear, &mut bytes[..len]).is_ok() {
             let ins = Decoder::new(cpu.mode.code_bits.into(), &bytes[..len], DecoderOptions::NONE).decode();
             if let Some(profile) = &self.profile {
-                profile.fallback(ins.mnemonic());
+                profile.fallback(ins.code());
             }
         }
     }
@@ -650,7 +650,7 @@ impl Translator {
                 return (insns, End::Interpret);
             }
             at += insn.length() as usize;
-            let goes_on = matches!(insn.class, Class::Branch | Class::Sti);
+            let goes_on = matches!(insn.class, Class::Branch | Class::Loop | Class::Sti);
             let ends = insn.op.has(flag::ENDS_BLOCK) && !goes_on;
             insns.push(insn);
             if ends {

@@ -200,7 +200,7 @@ fn branch(random: &mut Random, bits: u32) -> Vec<u8> {
     bytes
 }
 
-/// `stos` or `movs` between two places, sometimes downwards.
+/// `stos`, `movs` or `lods` between two places, sometimes downwards.
 fn string(random: &mut Random, bits: u32) -> Vec<u8> {
     let down = random.below(6) == 0;
     let mut bytes = Vec::new();
@@ -215,7 +215,7 @@ fn string(random: &mut Random, bits: u32) -> Vec<u8> {
     bytes.extend((random.below(3) != 0).then_some(0xf3));
     let sizes: &[&[u8]] = &[&[], &[0x66], &[0x48]];
     bytes.extend(random.pick(&sizes[..if bits == 64 { 3 } else { 2 }]));
-    bytes.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab]));
+    bytes.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0xac, 0xad]));
     bytes.extend(down.then_some(0xfc));
     bytes
 }
@@ -280,7 +280,19 @@ fn flow(random: &mut Random, at: u64, bits: u32) -> Vec<u8> {
     let body = instruction(random, bits);
     let over = |length: usize| [0xeb, length as u8]; // jmp
     let mut code = Vec::new();
-    match random.below(4) {
+    match random.below(6) {
+        4 => {
+            // mov ecx, n; l: adc eax, x; pushf; pop edx; loop l
+            code.extend([0xb9, random.below(6) as u8 + 1, 0, 0, 0]);
+            let body = [0x83, 0xd0, random.next() as u8 & 0x7f, 0x9c, 0x5a];
+            code.extend(body);
+            code.extend([0xe2, (body.len() as u8 + 2).wrapping_neg()]);
+        }
+        5 => {
+            // jecxz over the body
+            code.extend([0xe3, body.len() as u8]);
+            code.extend(body);
+        }
         0 => {
             // call f; jmp end; f: push ecx; pop edx; ret; end:
             code.extend([0xe8, 2, 0, 0, 0]);

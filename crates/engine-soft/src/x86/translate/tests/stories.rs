@@ -229,3 +229,47 @@ fn a_timer_that_an_instruction_across_pages_sets_is_due_in_a_loop_behind_it() {
         assert_ne!(mailbox(&pair), u64::MAX, "round {round}");
     }
 }
+
+#[test]
+fn bits_are_tested_and_set_in_words_far_from_the_operand() {
+    // bt [rbx], rcx; setc al; lock bts [rbx+8], edx; adc eax, eax; btr [rbx], r9; adc eax, eax; btc [r10], r14d
+    let code = program(&[
+        &[0x48, 0x0f, 0xa3, 0x0b, 0x0f, 0x92, 0xc0, 0xf0, 0x0f, 0xab, 0x53, 8, 0x11, 0xc0],
+        &[0x4c, 0x0f, 0xb3, 0x0b, 0x11, 0xc0, 0x45, 0x0f, 0xbb, 0x32],
+    ]);
+    let mut pair = Pair::new(&code);
+    let data: Vec<u8> = (0..0x4000u32).map(|i| ((i * 37) >> 2) as u8).collect();
+    pair.poke(DATA, &data);
+    let mut handlers = 0;
+    for (bit, base) in [(5, 0x1000), (77, 0x1ff0), (-1i64, 0x2000), (-20_001, 0x2004), (0x7fff, 0x2ff8)] {
+        pair.restart();
+        for number in [reg::RCX, reg::RDX, 9, 14] {
+            pair.set(number, bit as u64);
+        }
+        pair.set(reg::RBX, DATA + base);
+        pair.set(10, DATA + base + 12);
+        pair.run();
+        handlers = pair.translator.stats.handlers;
+    }
+    assert_eq!(handlers, 0);
+}
+
+#[test]
+fn flags_are_pushed_as_they_are() {
+    // add eax, ecx; pushfq; pop rdx; cld; lodsb; lodsd; lodsq; cmp ah, [rbx]; pushfq; add [rbx], ch; mov bh, [rbx]
+    let code = program(&[&[
+        0x01, 0xc8, 0x9c, 0x5a, 0xfc, 0xac, 0xad, 0x48, 0xad, 0x3a, 0x23, 0x9c, 0x00, 0x2b, 0x8a, 0x3b,
+    ]]);
+    let mut pair = Pair::new(&code);
+    for (rax, rcx) in [(0, 0), (0x8000_0000, 0x8000_0000), (0x7fff_ffff, 1), (0xffff_ffff, 1), (0xf, 0xf1)] {
+        pair.restart();
+        (pair.oracle.cpu.rflags, pair.cpu.rflags) = (0x40202, 0x40202);
+        pair.set(reg::RAX, rax);
+        pair.set(reg::RCX, rcx);
+        pair.set(reg::RBX, DATA + 0x1000);
+        pair.set(reg::RSI, DATA + 0x10);
+        assert_eq!(pair.run().vector(), vector::UD);
+        assert_eq!(pair.cpu.regs[2] & 0x40302, 0x40202);
+    }
+    assert_eq!(pair.translator.stats.handlers, 0);
+}
