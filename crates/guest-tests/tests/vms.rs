@@ -283,6 +283,14 @@ fn an_unhealthy_vm_is_told_and_restarted_if_that_is_wanted() {
     );
     assert!(home.ospite("info worse").contains("it was unhealthy"));
     assert!(home.ospite("logs ill --messages").contains("ill is unhealthy: port 80"));
+    // Whoever switches them off, in whatever they are, finds them off.
+    home.until("it rests", || home.info("worse", "state") == "restarting");
+    home.ospite("kill worse ill");
+    assert_eq!((home.info("worse", "state"), home.info("ill", "state")), ("off".into(), "off".into()));
+    home.ospite("start worse");
+    home.until("it is powered off", || home.ospite("logs worse --messages").ends_with("is cut in 1 s\n"));
+    home.ospite("kill worse");
+    assert_eq!(home.info("worse", "state"), "off");
 }
 
 #[test]

@@ -43,7 +43,8 @@ fn unit(program: &Path, home: Option<&str>, root: bool) -> String {
             "default.target",
         ),
     };
-    let home = home.map(|home| format!("Environment=\"OSPITE_HOME={home}\"\n")).unwrap_or_default();
+    let home = home.map(|home| format!("Environment={}\n", quoted(&format!("OSPITE_HOME={home}"))));
+    let (home, program) = (home.unwrap_or_default(), quoted(&program.display().to_string()));
     format!(
         "# ospite autostart --unit > {place}/ospite.service && {enable}\n\
          [Unit]\n\
@@ -54,13 +55,17 @@ fn unit(program: &Path, home: Option<&str>, root: bool) -> String {
          Type=oneshot\n\
          RemainAfterExit=yes\n\
          {home}\
-         ExecStart={} autostart\n\
+         ExecStart={program} autostart\n\
          # Longer than the --stop-timeout of your VMs.\n\
          TimeoutStopSec=120\n\n\
          [Install]\n\
-         WantedBy={target}\n",
-        program.display()
+         WantedBy={target}\n"
     )
+}
+
+/// A word of a unit as it stands: systemd.syntax(7) "Quoting", and `%`, which begins a specifier.
+fn quoted(word: &str) -> String {
+    format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%"))
 }
 
 #[cfg(test)]
@@ -70,9 +75,10 @@ mod tests {
     #[test]
     fn a_unit_names_the_program_and_how_it_is_installed() {
         let root = unit(Path::new("/usr/local/bin/ospite"), None, true);
-        assert!(root.contains("\nExecStart=/usr/local/bin/ospite autostart\n"), "{root}");
+        assert!(root.contains("\nExecStart=\"/usr/local/bin/ospite\" autostart\n"), "{root}");
         assert!(root.contains("WantedBy=multi-user.target") && !root.contains("OSPITE_HOME"));
-        let user = unit(Path::new("/o"), Some("/srv/vms"), false);
-        assert!(user.contains("enable-linger") && user.contains("Environment=\"OSPITE_HOME=/srv/vms\"\n"));
+        let user = unit(Path::new("/my tools/o"), Some("/srv/100%"), false);
+        assert!(user.contains("enable-linger") && user.contains("Environment=\"OSPITE_HOME=/srv/100%%\"\n"));
+        assert!(user.contains("ExecStart=\"/my tools/o\" autostart"), "{user}");
     }
 }

@@ -128,7 +128,7 @@ impl Keeper {
             let status = self.wait(&mut vm)?;
             drop(watch);
             let mut end = End::of(status);
-            if self.ill.take().is_some() {
+            if self.ill.take().is_some() && !self.stopped {
                 end = End::ill(end);
             }
             self.state.health = None;
@@ -142,6 +142,9 @@ impl Keeper {
             }
             say(&format!("{}: {}; it comes back in {} ms", self.folder.name(), end.how, pause.as_millis()));
             if !self.rest(pause) {
+                if let Some(last) = self.state.last_end.as_mut().filter(|_| self.stopped) {
+                    *last = last.clone().switched_off();
+                }
                 return Ok(Code::Success);
             }
             pause = (pause * 2).min(LONGEST_PAUSE);

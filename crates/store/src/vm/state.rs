@@ -84,3 +84,14 @@ pub struct LastEnd {
     /// Not as anybody wanted it.
     pub failed: bool,
 }
+
+impl LastEnd {
+    /// The end of a VM that somebody switched off before it came back: it is off because of that.
+    pub fn switched_off(self) -> LastEnd {
+        LastEnd {
+            how: format!("{}, and was switched off before it came back", self.how),
+            failed: false,
+            ..self
+        }
+    }
+}
