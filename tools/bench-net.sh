@@ -49,12 +49,13 @@ mkdir -p /www; echo hello >/www/index.html; httpd -p 80 -h /www
 iperf3 -s -D >/dev/null 2>&1
 sleep 1
 speed() { sed -n 's/.* \([0-9.]*\) Mbits\/sec.*receiver.*/\1/p' | tail -n 1; }
+requests() { awk '/^Failed/ { f = $3 } /^Requests per/ { print $4, f }'; }
 for n in 1 8; do
     echo "BEGIN out-$n"
     echo "END out-$n $(iperf3 -c "$gw" -p "$OUT" -t "$SECONDS_EACH" -P $n -f m 2>&1 | speed)"
 done
 echo "BEGIN http-out"
-echo "END http-out $(ab -q -s 120 -n "$REQUESTS" -c 20 "http://$gw:$HTTP/" 2>&1 | sed -n 's/^Requests per second: *\([0-9.]*\).*/\1/p')"
+echo "END http-out $(ab -q -r -s 120 -n "$REQUESTS" -c 20 "http://$gw:$HTTP/" 2>&1 | requests)"
 echo SERVING
 sleep 1000
 GUEST
@@ -83,43 +84,50 @@ mkdir "$work/www"; echo hello >"$work/www/index.html"
 # ticks TASK: CPU time so far, in hundredths of a second.
 ticks() { cut -d' ' -f14,15 "/proc/$1/stat" 2>/dev/null | tr ' ' + | { read -r sum; echo $((sum)); }; }
 
+speed() { sed -n 's/.* \([0-9.]*\) Mbits\/sec.*receiver.*/\1/p' | tail -n 1; }
+requests() { awk '/^Failed/ { f = $3 } /^Requests per/ { print $4, f }'; }
+
 rows=()
-# row WHO WHAT VALUE TICKS: megabits or requests a second, and what the network took for them.
+# row WHO WHAT VALUE TICKS [FAILED]: megabits or requests a second, what the network took for them, and how many
+# requests got no answer.
 row() {
-    local unit=Mbit/s each
+    local unit=Mbit/s each lost=${5:-0}
     case $2 in
     http-*) unit=requests/s each=$(awk -v t="$4" -v n="$requests" 'BEGIN { printf "%.2f", t * 10 / n }') ;;
     *) each=$(awk -v t="$4" -v v="$3" -v s="$seconds" 'BEGIN { printf "%.2f", v ? t / 100 / (v * s / 8000) : 0 }') ;;
     esac
     local cpu="s/GB"; [ "$unit" = Mbit/s ] || cpu=ms/request
-    printf '%-8s %-10s %10s %-11s %8s %s\n' "$1" "$2" "${3:-failed}" "$unit" "$each" "$cpu"
-    rows+=("{\"network\":\"$1\",\"what\":\"$2\",\"value\":${3:-null},\"unit\":\"$unit\",\"cpu\":$each,\"cpu_unit\":\"$cpu\"}")
+    printf '%-8s %-10s %10s %-11s %8s %s' "$1" "$2" "${3:-failed}" "$unit" "$each" "$cpu"
+    [ "$lost" = 0 ] || printf ', %s of %s failed' "$lost" "$requests"
+    echo
+    rows+=("{\"network\":\"$1\",\"what\":\"$2\",\"value\":${3:-null},\"unit\":\"$unit\",\"cpu\":$each,\"cpu_unit\":\"$cpu\",\"failed\":$lost}")
 }
 
 kernel_line="console=ttyS0 quiet ospite.modules=virtio ospite.run=\"sh /net.sh\""
 
 # guest WHO TASK-OF-NETWORK: follows a guest through its part, then does the host's.
 guest() {
-    local who=$1 task=$2 line before=0 what value
+    local who=$1 task=$2 line before=0 what value lost
     while read -r -t 300 line; do
         # shellcheck disable=SC2086 # words
         set -- $line
         case ${1:-} in
         BEGIN) before=$(ticks "$task") ;;
-        END) row "$who" "$2" "${3%$'\r'}" $(($(ticks "$task") - before)) ;;
+        END)
+            value=${3%$'\r'} lost=${4:-}
+            row "$who" "$2" "$value" $(($(ticks "$task") - before)) "${lost%$'\r'}"
+            ;;
         SERVING*) break ;;
         esac
     done <&7
     for what in in-1 in-8; do
         before=$(ticks "$task")
-        value=$(timeout 120 iperf3 -c 127.0.0.1 -p "$in" -t "$seconds" -P "${what#in-}" -f m 2>&1 |
-            sed -n 's/.* \([0-9.]*\) Mbits\/sec.*receiver.*/\1/p' | tail -n 1) || true
+        value=$(timeout 120 iperf3 -c 127.0.0.1 -p "$in" -t "$seconds" -P "${what#in-}" -f m 2>&1 | speed) || true
         row "$who" "$what" "$value" $(($(ticks "$task") - before))
     done
     before=$(ticks "$task")
-    value=$(timeout 200 ab -q -s 120 -n "$requests" -c 20 "http://127.0.0.1:$web/" 2>&1 |
-        sed -n 's/^Requests per second: *\([0-9.]*\).*/\1/p') || true
-    row "$who" http-in "$value" $(($(ticks "$task") - before))
+    read -r value lost < <(timeout 200 ab -q -r -s 120 -n "$requests" -c 20 "http://127.0.0.1:$web/" 2>&1 | requests) || true
+    row "$who" http-in "$value" $(($(ticks "$task") - before)) "$lost"
 }
 
 child_of() { # PID NAME: waits for a child of it
@@ -190,8 +198,7 @@ native() {
             reverse=()
             [ $way = out ] || reverse=(-R)
             before=$(ticks "$task")
-            value=$("$@" iperf3 -c "$gateway" -p "$out" -t "$seconds" -P $n -f m "${reverse[@]}" 2>&1 |
-                sed -n 's/.* \([0-9.]*\) Mbits\/sec.*receiver.*/\1/p' | tail -n 1) || true
+            value=$("$@" iperf3 -c "$gateway" -p "$out" -t "$seconds" -P $n -f m "${reverse[@]}" 2>&1 | speed) || true
             row "$who" "$way-$n" "$value" $(($(ticks "$task") - before))
         done
     done
