@@ -26,7 +26,11 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/ospite-bench-net.XXXXXX")
 pids=()
 finish() {
     local pid
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    # A guest is the child of a shell of ours.
+    for pid in "${pids[@]}"; do
+        pkill -TERM -P "$pid" 2>/dev/null || true
+        kill "$pid" 2>/dev/null || true
+    done
     wait 2>/dev/null || true
     [ -z "${space:-}" ] || ip netns del "$space" 2>/dev/null || true
     rm -rf "$work"

@@ -47,6 +47,10 @@ cat >"$etc/udev/rules.d/90-ospite-console.rules" <<'RULE'
 SUBSYSTEM=="tty", KERNEL=="hvc0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="serial-getty@hvc0.service"
 RULE
 rm -f "$units/getty.target.wants/getty@tty1.service"
+# A console's node is the kernel's, and there from the start. Whoever waits for udev to say so waits as long as
+# udev does on a busy host, and gives up after 90 s.
+sed -e '/^BindsTo=dev-%i.device$/d' -e '/^After=/s/dev-%i.device//' \
+    "$root/lib/systemd/system/serial-getty@.service" >"$units/serial-getty@.service"
 if [ "$autologin" = yes ]; then
     for console in ttyS0 hvc0; do
         mkdir -p "$units/serial-getty@$console.service.d"
