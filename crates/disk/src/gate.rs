@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imago::format::gate::ImplicitOpenGate;
 use imago::{FormatAccess, FormatDriverBuilder, StorageOpenOptions};
@@ -18,6 +19,8 @@ pub const MAX_BACKING: u32 = 32;
 pub(crate) struct FolderGate {
     folder: PathBuf,
     depth: u32,
+    /// What was let in.
+    passed: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl FolderGate {
@@ -25,7 +28,12 @@ impl FolderGate {
     pub(crate) fn around(image: &Path) -> io::Result<FolderGate> {
         let image = image.canonicalize()?;
         let folder = image.parent().unwrap_or(Path::new("/")).to_path_buf();
-        Ok(FolderGate { folder, depth: 0 })
+        Ok(FolderGate { folder, depth: 0, passed: Arc::default() })
+    }
+
+    /// What this gate, and those behind it, have let in.
+    pub(crate) fn passed(&self) -> Vec<PathBuf> {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -38,7 +46,7 @@ impl ImplicitOpenGate<Ordered> for FolderGate {
         &mut self,
         builder: F,
     ) -> io::Result<FormatAccess<Ordered>> {
-        let deeper = FolderGate { folder: self.folder.clone(), depth: self.depth + 1 };
+        let deeper = FolderGate { depth: self.depth + 1, ..self.clone() };
         if deeper.depth > MAX_BACKING {
             return Err(refused(format!("more than {MAX_BACKING} backing files, or one that backs itself")));
         }
@@ -60,6 +68,7 @@ impl ImplicitOpenGate<Ordered> for FolderGate {
             )));
         }
         let file = file::open(&path, true).map_err(refused)?;
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
         Ordered::new(file, StorageOpenOptions::new().filename(&path).write(false))
     }
 }

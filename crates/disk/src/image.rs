@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -89,6 +89,24 @@ pub(crate) fn vmdk(path: &Path, file: fs::File, read_only: bool, probed: bool) -
     let builder = Vmdk::<Ordered>::builder(storage(path, file, false)?);
     let image = builder.open(FolderGate::around(path).map_err(bad)?).map_err(bad)?;
     Image::new(path, FormatAccess::new(image), (Format::Vmdk, probed, true), SECTOR)
+}
+
+/// The other files that a readable image needs.
+pub(crate) fn others(path: &Path, file: fs::File, format: Format) -> Result<Vec<PathBuf>, Error> {
+    let bad = |source| Error::Bad { path: path.into(), source };
+    let gate = FolderGate::around(path).map_err(bad)?;
+    match format {
+        Format::Raw => {}
+        Format::Qcow2 => {
+            qcow2_check::check(path, &file)?;
+            // Opened for reading, it has nothing to be flushed.
+            let _ = Qcow2::<Ordered>::builder(storage(path, file, false)?).open(gate.clone()).map_err(bad)?;
+        }
+        Format::Vmdk => {
+            Vmdk::<Ordered>::builder(storage(path, file, false)?).open(gate.clone()).map_err(bad)?;
+        }
+    }
+    Ok(gate.passed())
 }
 
 fn storage(path: &Path, file: fs::File, write: bool) -> Result<Ordered, Error> {
@@ -256,11 +274,15 @@ mod tests {
         guest.fill(0x8000, &[0x22; 512]);
         disk.write_vectored_at(&[guest.slice(0x8000, 512)], 0x10200).unwrap();
         assert_eq!(read(&*disk, &guest, 0x10000, 1024), [[0x11; 512], [0x22; 512]].concat());
+        assert!(crate::others(&top, None).is_empty(), "it is locked");
         assert!(matches!(
             crate::open(&dir.path().join("base.qcow2"), None, false),
             Err(Error::Locked { .. })
         ));
         drop(disk);
+        let base = dir.path().join("base.qcow2");
+        assert_eq!(crate::others(&top, None), [base.canonicalize().unwrap()]);
+        assert!(crate::others(&base, Some(Format::Qcow2)).is_empty());
         qemu_img(dir.path(), &["check", "-q", "top.qcow2"]);
 
         std::fs::create_dir(dir.path().join("sub")).unwrap();

@@ -42,7 +42,7 @@ mod reader;
 mod testing;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use create::{copy, create, create_overlay};
 pub use error::Error;
@@ -129,6 +129,16 @@ pub fn open(path: &Path, format: Option<Format>, read_only: bool) -> Result<Box<
 /// read, and needs no other file.
 pub fn open_overlay(path: &Path, base: &Path, read_only: bool) -> Result<Box<dyn Disk>, Error> {
     Ok(Box::new(image::overlay(path, base, read_only)?))
+}
+
+/// The other files that [`open`] would open with an image; none where it cannot be opened.
+pub fn others(path: &Path, format: Option<Format>) -> Vec<PathBuf> {
+    let Ok(file) = file::open(path, true) else { return Vec::new() };
+    let told = || file::head(&file).ok().and_then(|head| format::tell(&head).ok());
+    match format.or_else(told) {
+        Some(format) => image::others(path, file, format).unwrap_or_default(),
+        None => Vec::new(),
+    }
 }
 
 /// The size in bytes of a qcow2 image that can be a base: one that needs no other file.

@@ -31,7 +31,7 @@ pub use vms::{
 
 use crate::completions::vm_names;
 use crate::exit;
-use crate::network::{NetworkArgs, NetworkProcessArgs};
+use crate::network::{NetworkArgs, NetworkDialerArgs, NetworkProcessArgs};
 use crate::output::OutputArgs;
 
 const OVERVIEW: &str = "\
@@ -167,6 +167,9 @@ pub enum Command {
     /// The process of a network; VMs start it
     #[command(hide = true)]
     NetworkProcess(NetworkProcessArgs),
+    /// Connects a VM to its network; VMs start it
+    #[command(hide = true)]
+    NetworkDialer(NetworkDialerArgs),
 }
 
 /// The consoles that a guest can have.

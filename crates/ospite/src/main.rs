@@ -8,6 +8,7 @@ mod agent_socket;
 mod at_once;
 mod cli;
 mod completions;
+mod confine;
 mod console;
 mod cp;
 mod doctor;
@@ -72,5 +73,6 @@ fn dispatch(command: Command) -> Result<exit::Code, Failure> {
         Command::Ps(args) => office::ps(&args),
         Command::Man(args) => man::man(&args),
         Command::NetworkProcess(args) => network::process(args),
+        Command::NetworkDialer(args) => network::dialer::process(&args),
     }
 }

@@ -13,10 +13,12 @@ use machine::NetSpec;
 use net::user::Door;
 use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink};
 use sandbox::{Calls, Keep};
-use store::{Home, Lock};
+use store::Lock;
 
 use crate::exit::Code;
 use crate::failure::Failure;
+
+pub mod dialer;
 
 /// What is said about a VM's network on the command line.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +58,14 @@ pub struct NetworkProcessArgs {
     pub shared: Option<String>,
 }
 
+/// `ospite network-dialer`
+#[derive(Args, Debug)]
+pub struct NetworkDialerArgs {
+    /// The name of a network that VMs share
+    #[arg(long)]
+    pub shared: Option<String>,
+}
+
 /// The network cards of the VM called `vm`.
 pub fn cards(vm: &str, settings: &NetworkSettings) -> Vec<NetSpec> {
     match settings.mode {
@@ -64,42 +74,52 @@ pub fn cards(vm: &str, settings: &NetworkSettings) -> Vec<NetSpec> {
     }
 }
 
+/// What a VM's cards are connected through: got before the VM's process is confined, in which it could not be
+/// had any more.
+pub enum Prepared {
+    /// There is no card.
+    None,
+    /// Who dials.
+    Dialer(OwnedFd),
+    /// The interface itself.
+    Tap(Box<dyn Link>),
+}
+
+/// Gets it.
+///
+/// # Errors
+/// The network cannot be had.
+pub fn prepare(settings: &NetworkSettings) -> Result<Prepared, Failure> {
+    let host = |error: io::Error| Failure::new(Code::Build, format!("cannot prepare the network: {error}"));
+    match &settings.mode {
+        NetworkMode::User => dialer::start(None).map(Prepared::Dialer).map_err(host),
+        NetworkMode::Named(name) => dialer::start(Some(name)).map(Prepared::Dialer).map_err(host),
+        NetworkMode::Tap { interface, bridge } => {
+            tap(interface, bridge.as_deref(), settings).map(Prepared::Tap)
+        }
+        NetworkMode::None => Ok(Prepared::None),
+    }
+}
+
 /// Connects the cards of the VM called `vm`: one link for each, in their order.
 ///
 /// # Errors
-/// The network cannot be had: a port is taken, the interface is not ours, ...
+/// The network cannot be had: a port is taken, ...
 pub fn attach_cards(
     vm: &str,
     settings: &NetworkSettings,
     cards: &[NetSpec],
+    prepared: Prepared,
 ) -> Result<Vec<Box<dyn Link>>, Failure> {
-    if cards.is_empty() {
-        return Ok(Vec::new());
-    }
-    let home = Home::find().map_err(|why| Failure::new(Code::Build, why))?;
-    cards.iter().map(|card| attach(&home, vm, settings, card.mac)).collect()
-}
-
-/// Connects one card.
-///
-/// # Errors
-/// As [`attach_cards`].
-pub fn attach(home: &Home, vm: &str, settings: &NetworkSettings, mac: Mac) -> Result<Box<dyn Link>, Failure> {
-    let dial: net::Dial = match &settings.mode {
-        NetworkMode::User => {
-            let mut process = Process::default();
-            Box::new(move || process.private())
-        }
-        NetworkMode::Named(name) => {
-            home.prepare().map_err(|error| Failure::new(Code::Build, error.to_string()))?;
-            let mut shared = Shared::new(home.runtime(), name);
-            Box::new(move || shared.dial())
-        }
-        NetworkMode::Tap { interface, bridge } => return tap(interface, bridge.as_deref(), settings),
-        NetworkMode::None => return Err(Failure::new(Code::Build, "a VM without a network has no card")),
+    let Some(card) = cards.first() else { return Ok(Vec::new()) };
+    let dialer = match prepared {
+        Prepared::Dialer(dialer) => dialer,
+        Prepared::Tap(link) => return Ok(vec![link]),
+        Prepared::None => return Ok(Vec::new()),
     };
-    match Attachment::new(&host_name(vm), mac, &settings.publish, &settings.allow, dial) {
-        Ok(attachment) => Ok(Box::new(attachment)),
+    let dial: net::Dial = Box::new(move || dialer::dial(&dialer));
+    match Attachment::new(&host_name(vm), card.mac, &settings.publish, &settings.allow, dial) {
+        Ok(attachment) => Ok(vec![Box::new(attachment)]),
         Err(AttachError::Refused(why)) => Err(Failure::new(Code::Build, why)),
         Err(error) => Err(Failure::from_error(Code::Build, &error)),
     }
@@ -210,7 +230,7 @@ pub fn process(args: NetworkProcessArgs) -> Result<Code, Failure> {
     };
     // The host's resolvers are all that it reads.
     let read = sandbox::replaced_file(Path::new(net::user::RESOLV_CONF));
-    sandbox::confine(&Keep { read, network: true, calls: Some(Calls::Network) })
+    sandbox::confine(&Keep { read, network: true, calls: Some(Calls::Network), ..Keep::default() })
         .map_err(|error| Failure::from_error(Code::Internal, &error))?;
     net::user::run(door).map_err(failed)?;
     Ok(Code::Success)

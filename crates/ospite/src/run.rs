@@ -11,6 +11,7 @@ use vmm::{End, Options, Request, Vm, engines};
 
 use crate::agent_socket::AgentSocket;
 use crate::cli::{ConsoleKind, MachineArgs, RunArgs};
+use crate::confine::{self, confine};
 use crate::console::output::Output;
 use crate::console::{Attached, Console, Keyboard};
 use crate::exit::Code;
@@ -96,14 +97,19 @@ pub fn build_failure(error: &vmm::Error) -> Failure {
 
 fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Failure> {
     let host = |error: io::Error| Failure::from_error(Code::Internal, &error);
+    // What this process could not have any more once it is confined.
+    let settings = args.machine.network.settings();
+    let network = network::prepare(&settings)?;
+    let mut agent = args.agent_socket.as_deref().map(AgentSocket::bind).transpose()?;
+    confine(spec, Vec::new())?;
     let signals = signals::catch().map_err(host)?;
     let output = Output::start(io::stdout()).map_err(host)?;
     let mut io = host_io(args, &output);
-    io.links = network::attach_cards(args.name(), &args.machine.network.settings(), &spec.nets)?;
+    io.links = network::attach_cards(args.name(), &settings, &spec.nets, network)?;
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
-    let agent = args.agent_socket.as_deref().zip(vm.ports());
-    let _socket = agent.map(|(path, ports)| AgentSocket::open(path, ports)).transpose()?;
+    agent.as_mut().zip(vm.ports()).map(|(agent, ports)| agent.serve(ports)).transpose()?;
+    confine::settle()?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
     let (control, reader) = (vm.control(), output.clone());

@@ -13,6 +13,7 @@ use store::vm::{Console, Definition, log};
 use store::{Home, Name};
 use vmm::{Control, End, Options, Request, Vm, engines};
 
+use crate::confine::{self, confine};
 use crate::console::Keyboard;
 use crate::exit::Code;
 use crate::failure::Failure;
@@ -42,7 +43,6 @@ pub fn run(name: &Name) -> Result<Code, Failure> {
     forget_code();
     let end = running.vm.wait();
     running.hub.end();
-    let _ = std::fs::remove_file(socket::path(&home, name)); // the next one replaces it anyway
     if panics::happened() {
         say("the VM was ended by a defect in ospite; please report the message above");
         return Ok(Code::Internal);
@@ -66,17 +66,22 @@ fn start(home: &Home, folder: &store::vm::Folder) -> Result<Running, Failure> {
     let definition = folder.definition()?;
     let (spec, seed) = spec::spec(home, folder, &definition)?;
     let engine = engines::pick(&definition.engine).map_err(engine_failure)?;
-    let hub = Hub::new(log::Writer::open(folder.path()).map_err(|error| host(&error))?);
+    // What this process could not have any more once it is confined.
+    let network = network::prepare(&definition.network)?;
+    let listener = socket::listen(&socket::path(home, &definition.name)).map_err(|error| host(&error))?;
+    std::fs::create_dir_all(folder.log()).map_err(|error| host(&error))?; // it is empty in old ones
+    confine(&spec, vec![folder.log()])?;
+    let hub = Hub::new(log::Writer::open(&folder.log()).map_err(|error| host(&error))?);
     let options = Options { no_reboot: definition.no_reboot };
     let mut io = host_io(&definition, &hub);
-    io.links = network::attach_cards(&spec.name, &definition.network, &spec.nets)?;
+    io.links = network::attach_cards(&spec.name, &definition.network, &spec.nets, network)?;
     let vm = Vm::start(&spec, &*engine, io, options).map_err(|error| build_failure(&error))?;
+    confine::settle()?;
     drop(seed);
     watch_signals(vm.control(), Duration::from_secs(definition.stop_timeout))
         .map_err(|error| host(&error))?;
     let control = vm.control();
     panics::last_will(move || drop(control.request(Request::Kill))); // it may have ended by itself
-    let listener = socket::listen(&socket::path(home, &definition.name)).map_err(|error| host(&error))?;
     let services = Services {
         engine: engine.name().into(),
         ask: Box::new({

@@ -1,15 +1,21 @@
 //! The system calls that a process keeps (seccomp).
 //!
-//! One that is not listed ends the process, which says on standard error which it was: what made it is
-//! either our mistake or a break-in. Lists are of what a process was seen to do (`strace -f -c`), and of what
-//! the standard library and the C library may do in its place, in other versions or on failure.
+//! One that is not listed is told on standard error: what made it is either our mistake or a break-in. It ends a
+//! network's process, which comes back, and fails in a VM's. Lists are of what a process was seen to do
+//! (`strace -f -c`), and of what the standard library and the C library may do in its place, in other versions
+//! or on failure.
+
+mod vm;
 
 use libc::c_long;
 use seccompiler::{
     SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
+pub(crate) use self::vm::settle;
 use crate::{Error, refusal};
+
+type Failed = seccompiler::BackendError;
 
 /// What a process does after it has been confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub enum Calls {
     /// A network's: sockets of the internet, waiting for them, and what it has open; it may read files, as
     /// far as they are left to it. It starts no program, makes no thread, and maps nothing executable.
     Network,
+    /// A VM's: what vCPUs, disks and consoles need of what is open, and of files that are left to it.
+    Vm,
 }
 
 /// Whatever is passed to them.
@@ -83,8 +91,17 @@ const NETWORK: &[c_long] = &[
 
 /// Takes all calls but those of the list away from the calling thread and all that it makes.
 pub(crate) fn restrict(calls: Calls) -> Result<(), Error> {
-    let Calls::Network = calls;
-    let failed = |error: seccompiler::BackendError| Error::Calls(error.into());
+    match calls {
+        Calls::Network => network(),
+        Calls::Vm => vm::restrict(),
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Calls(error.into())
+}
+
+fn network() -> Result<(), Error> {
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> = NETWORK.iter().map(|&call| (call, Vec::new())).collect();
     rules.extend(conditional().map_err(failed)?);
     let filter = SeccompFilter::new(
@@ -94,12 +111,12 @@ pub(crate) fn restrict(calls: Calls) -> Result<(), Error> {
         std::env::consts::ARCH.try_into().map_err(failed)?,
     );
     let program: seccompiler::BpfProgram = filter.and_then(TryInto::try_into).map_err(failed)?;
-    refusal::tell().map_err(|error| Error::Calls(error.into()))?;
-    seccompiler::apply_filter(&program).map_err(|error| Error::Calls(error.into()))
+    refusal::tell(refusal::Then::End).map_err(failed)?;
+    seccompiler::apply_filter(&program).map_err(failed)
 }
 
 /// Those that depend on what is passed.
-fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
+fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, Failed> {
     let is = |argument, value: u64| one(argument, SeccompCmpOp::Eq, value);
     let without = |argument, bits: u64| one(argument, SeccompCmpOp::MaskedEq(bits), 0);
     let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK]; // the last tells the host's addresses
@@ -116,8 +133,16 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
     ])
 }
 
-fn one(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)?])
+fn one(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, Failed> {
+    conditions(&[(argument, op, value)])
+}
+
+/// All of which must hold, of arguments of 32 bits.
+fn conditions(all: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, Failed> {
+    let made = all.iter().map(|(argument, op, value)| {
+        SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, op.clone(), *value)
+    });
+    SeccompRule::new(made.collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]

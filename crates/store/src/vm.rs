@@ -6,7 +6,7 @@
 //! | `disk.qcow2` | the disk, if the VM has one of its own | the VM |
 //! | `lock` | held while the VM is on: this decides, whatever other files say | – |
 //! | `state.json` | the [`State`] | whoever holds the lock |
-//! | `console.log`, `.1`, ... | what the guest printed, see [`log`] | the VM |
+//! | `log/console.log`, `.1`, ... | what the guest printed, see [`log`] | the VM |
 //! | `ospite.log` | what our own processes had to say | they |
 //!
 //! A folder comes and goes by one rename: at any instant a VM is there, whole, or it is not.

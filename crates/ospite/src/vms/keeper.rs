@@ -6,6 +6,7 @@
 //!
 //! SIGUSR1: the VM shall not come back. SIGTERM: it shall end, in order, and may come back when the host does.
 
+use std::fs;
 use std::io;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -19,7 +20,7 @@ use store::vm::{Definition, Folder, HealthState, LastEnd, OnFailure, Phase, Proc
 use store::{Home, Lock, Name};
 
 use super::watch::{Watch, watch};
-use super::{now, start};
+use super::{now, socket, start};
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::logger::say;
@@ -77,6 +78,7 @@ pub fn keep(name: &Name) -> Result<Code, Failure> {
         starts: 0,
     };
     let end = keeper.run(word.into());
+    let _ = fs::remove_file(socket::path(&keeper.home, name)); // the next one replaces it anyway
     keeper.state.phase = Phase::Ended;
     keeper.state.wanted = keeper.host_stops && !keeper.stopped;
     keeper.state.health = None;

@@ -26,7 +26,7 @@ pub fn logs(folder: &Folder, args: &LogsArgs) -> Result<Code, Failure> {
             text => output::print(&text.map_err(host)?).map(|()| Code::Success),
         };
     }
-    let (mut reader, text) = Reader::open(folder.path(), args.tail).map_err(host)?;
+    let (mut reader, text) = Reader::open(&folder.log(), args.tail).map_err(host)?;
     output::print(&text)?;
     let mut on = args.follow;
     while on {

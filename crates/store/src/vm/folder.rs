@@ -39,6 +39,11 @@ impl Folder {
         self.path.join("disk.qcow2")
     }
 
+    /// The folder of what the guest printed: the only one in which a VM's process may make files.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
     /// What our own processes had to say.
     pub fn messages(&self) -> PathBuf {
         self.path.join("ospite.log")
@@ -192,6 +197,7 @@ fn create_in_steps<E: From<Error>>(
     let result = (|| {
         step("make the folder");
         fs::DirBuilder::new().mode(0o700).create(&new.path).map_err(Error::host("make", &new.path))?;
+        fs::DirBuilder::new().mode(0o700).create(new.log()).map_err(Error::host("make", &new.path))?;
         step("make the lock");
         let lock = new.lock()?;
         step("make the disk");

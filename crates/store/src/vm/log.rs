@@ -26,7 +26,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Goes on with the log in a VM's `folder`.
+    /// Goes on with the log in `folder`.
     ///
     /// # Errors
     /// What the host says.
@@ -77,7 +77,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of the log in a VM's `folder`, and the last `lines` lines of it, or all that is there.
+    /// A reader of the log in `folder`, and the last `lines` lines of it, or all that is there.
     ///
     /// # Errors
     /// What the host says. A log that has not been begun is empty.
