@@ -312,3 +312,28 @@ fn what_ran_when_the_host_went_down_comes_back_with_it_and_nothing_else() {
     assert_eq!(home.ospite("autostart"), "");
     assert!(home.ospite("autostart --unit").contains("ExecStart="));
 }
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn a_vms_process_has_given_up_what_it_does_not_need() {
+    let home = Home::new();
+    home.create("web", "-c 2", "true");
+    home.ospite("start web");
+    home.wait_for("web", "/ # ");
+    let tasks = format!("/proc/{}/task", home.info("web", "pid"));
+    let tasks: Vec<_> = fs::read_dir(tasks).unwrap().map(|task| task.unwrap().path()).collect();
+    assert!(tasks.len() > 4, "{tasks:?}");
+    for task in tasks {
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim_start_matches(':').trim().to_owned()
+        };
+        let name = field("Name");
+        assert_eq!((field("NoNewPrivs").as_str(), field("Seccomp").as_str()), ("1", "2"), "{name}");
+        // CAP_DAC_OVERRIDE, for root's VMs on disks of others.
+        assert_eq!(u64::from_str_radix(&field("CapPrm"), 16).unwrap() & !2, 0, "{name}");
+    }
+    let messages = home.ospite("logs web --messages");
+    assert!(!messages.contains("refused"), "{messages}");
+}
