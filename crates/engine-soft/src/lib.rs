@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use engine::x86::CpuModel;
 use engine::{Engine, Error, Options, Vm, VmConfig};
-use mem::GuestRam;
+use mem::{Backing, GuestRam};
 
 use x86::cpuid::Cpuid;
 
@@ -28,8 +28,10 @@ pub enum Tier {
     /// One instruction after another: the reference, and what runs where translation does not reach.
     Interpreter,
     /// Translated to host code.
-    #[default]
     Translator,
+    /// The same, and user programs that compute run as they are, on the host's CPU.
+    #[default]
+    Native,
     /// Each unit of translated code on both, and the results compared. Slow; for tests.
     Lockstep,
 }
@@ -40,7 +42,7 @@ pub const MEMORY_PER_VCPU: usize = 512 << 20;
 const _: () = assert!(x86::translate::translator::MEMORY_LIMIT + x86::block::MEMORY_LIMIT <= MEMORY_PER_VCPU);
 
 /// What people can choose.
-const OPTIONS: &str = "tier=interpreter|translator|lockstep";
+const OPTIONS: &str = "tier=interpreter|translator|native|lockstep";
 
 /// The software engine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,6 +64,7 @@ impl SoftEngine {
             engine.tier = match (name.as_str(), value.as_str()) {
                 ("tier", "interpreter") => Tier::Interpreter,
                 ("tier", "translator") => Tier::Translator,
+                ("tier", "native") => Tier::Native,
                 ("tier", "lockstep") => Tier::Lockstep,
                 _ => {
                     let option = format!("{name}={value}");
@@ -84,6 +87,10 @@ impl Engine for SoftEngine {
 
     fn supports(&self, model: CpuModel) -> Result<(), Error> {
         Cpuid::new(1, model).map(drop)
+    }
+
+    fn memory(&self) -> Backing {
+        if self.tier == Tier::Native { Backing::Shared } else { Backing::Private }
     }
 
     fn create_vm(&self, config: &VmConfig, memory: GuestRam) -> Result<Arc<dyn Vm>, Error> {

@@ -31,6 +31,8 @@ pub struct Profile {
     pub blocks: AtomicU64,
     /// In devices.
     pub devices: AtomicU64,
+    /// In user programs that run on the host's CPU.
+    pub native: AtomicU64,
     fallbacks: Table<Code>,
     jumps: Table<u64>,
     exits: Table<Access>,
@@ -99,7 +101,7 @@ impl Profile {
 
     /// The parts that lie within others.
     fn parts(&self) -> u64 {
-        let parts = [&self.misses, &self.handlers, &self.blocks, &self.devices];
+        let parts = [&self.misses, &self.handlers, &self.blocks, &self.devices, &self.native];
         parts.iter().map(|part| part.load(Ordering::Relaxed)).sum()
     }
 
@@ -124,6 +126,7 @@ impl Profile {
             interpreted += std::mem::take(&mut rest);
         }
         for (name, ticks) in [
+            ("on_the_hosts_cpu", ticks(&self.native)),
             ("translated_code", translated),
             ("translating", translating),
             ("tlb_misses", ticks(&self.misses)),

@@ -10,6 +10,8 @@ use crate::vm::{Shared, attention};
 
 /// The longest a timer is late in translated code.
 const PERIOD: Duration = Duration::from_micros(500);
+/// Ticks from one look at what runs to the next.
+const SAMPLE: u32 = 2;
 /// Ticks without a vCPU that runs before the ticker rests: one that sleeps for a moment does not pay for
 /// waking it.
 const REST_AFTER: u32 = 4;
@@ -60,18 +62,18 @@ impl Rest {
     }
 }
 
-/// Starts the ticker of a VM. It ends with the VM.
-pub fn start(shared: &Arc<Shared>) {
+/// Starts the ticker of a VM. It ends with the VM. With `sample` it also has vCPUs look what they run.
+pub fn start(shared: &Arc<Shared>, sample: bool) {
     let (rest, shared) = (shared.rest.clone(), Arc::downgrade(shared));
     let body = move || {
         let _ = rest.thread.set(thread::current());
-        tick(&shared, &rest);
+        tick(&shared, &rest, sample);
     };
     thread::Builder::new().name("ospite-ticker".into()).spawn(body).ok();
 }
 
-fn tick(shared: &Weak<Shared>, rest: &Rest) {
-    let mut idle = 0;
+fn tick(shared: &Weak<Shared>, rest: &Rest, sample: bool) {
+    let (mut idle, mut ticks) = (0, 0u32);
     loop {
         thread::sleep(PERIOD);
         let Some(vm) = shared.upgrade() else { return };
@@ -79,6 +81,10 @@ fn tick(shared: &Weak<Shared>, rest: &Rest) {
         for vcpu in vm.vcpus.iter().filter(|vcpu| vcpu.deadline.load(Ordering::Relaxed) <= now) {
             vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
             vcpu.notify(attention::TIMER);
+        }
+        ticks = ticks.wrapping_add(1);
+        if sample && ticks.is_multiple_of(SAMPLE) {
+            vm.sample();
         }
         drop(vm);
         idle = if rest.is_wanted() { idle + 1 } else { 0 };
@@ -106,7 +112,7 @@ mod tests {
     fn the_ticker_rests_while_all_vcpus_sleep_and_is_there_when_one_runs() {
         let vm = crate::x86::testing::shared();
         let rest = vm.rest.clone();
-        start(&vm);
+        start(&vm, false);
         until("no rest", || rest.resting.load(Ordering::SeqCst));
         vm.vcpus[0].deadline.store(0, Ordering::Relaxed);
         thread::sleep(10 * PERIOD);
@@ -122,7 +128,7 @@ mod tests {
     fn the_ticker_ends_with_its_vm_even_at_rest() {
         let vm = crate::x86::testing::shared();
         let rest = Arc::downgrade(&vm.rest);
-        start(&vm);
+        start(&vm, false);
         until("no rest", || rest.upgrade().is_some_and(|rest| rest.resting.load(Ordering::SeqCst)));
         drop(vm);
         until("it still rests", || rest.strong_count() == 0);

@@ -13,6 +13,7 @@ use crate::profile::{Profile, TimedIo};
 use crate::vm::{Shared, attention};
 use crate::x86::block::Blocks;
 use crate::x86::cpu::Cpu;
+use crate::x86::native::Native;
 use crate::x86::run;
 use crate::x86::translate::frame::CpuBox;
 use crate::x86::translate::translator::Translator;
@@ -22,6 +23,7 @@ pub struct SoftVcpu {
     cpu: CpuBox,
     blocks: Blocks,
     translator: Option<Box<Translator>>,
+    native: Option<Box<Native>>,
     profile: Option<Arc<Profile>>,
 }
 
@@ -33,7 +35,8 @@ impl SoftVcpu {
             tier => Some(Box::new(Translator::new(tier == Tier::Lockstep, profile.clone())?)),
         };
         let cpu = CpuBox::new(Cpu::new(id, shared))?;
-        Ok(SoftVcpu { cpu, blocks: Blocks::default(), translator, profile })
+        let native = (tier == Tier::Native).then(Box::default);
+        Ok(SoftVcpu { cpu, blocks: Blocks::default(), translator, native, profile })
     }
 
     fn go(&mut self, io: &dyn CpuIo) -> Exit {
@@ -41,12 +44,29 @@ impl SoftVcpu {
         let Some(translator) = &mut self.translator else {
             return self.cpu.with_io(io, |cpu| run::run(cpu, blocks));
         };
+        if let Some(native) = &mut self.native {
+            native.prepare(&self.cpu);
+        }
+        let (native, profile) = (&mut self.native, self.profile.as_deref());
         self.cpu.with_io(io, |cpu| {
             run::run_by(cpu, |cpu| {
+                if let Some(result) = native.as_mut().and_then(|native| native.step(cpu, blocks, profile)) {
+                    return result;
+                }
                 // SAFETY: the vCPU is in a box of that kind.
                 unsafe { translator.step(cpu, blocks) }
             })
         })
+    }
+}
+
+impl SoftVcpu {
+    fn go_timed(&mut self, io: &dyn CpuIo) -> Exit {
+        let Some(profile) = self.profile.clone() else { return self.go(io) };
+        let start = Clock::ticks();
+        let exit = self.go(&TimedIo { profile: &profile, io });
+        profile.run.fetch_add(Clock::ticks().wrapping_sub(start), Ordering::Relaxed);
+        exit
     }
 }
 
@@ -67,10 +87,8 @@ impl engine::Vcpu for SoftVcpu {
     }
 
     fn run(&mut self, io: &dyn CpuIo) -> Result<Exit, Error> {
-        let Some(profile) = self.profile.clone() else { return Ok(self.go(io)) };
-        let start = Clock::ticks();
-        let exit = self.go(&TimedIo { profile: &profile, io });
-        profile.run.fetch_add(Clock::ticks().wrapping_sub(start), Ordering::Relaxed);
+        let exit = self.go_timed(io);
+        self.native.as_ref().map_or(Ok(()), |native| native.check())?;
         Ok(exit)
     }
 
@@ -96,6 +114,9 @@ impl engine::Vcpu for SoftVcpu {
         if let Some(translator) = &mut self.translator {
             translator.clear(&mut self.cpu);
         }
+        if let Some(native) = &mut self.native {
+            native.clear(&mut self.cpu);
+        }
         Ok(())
     }
 
@@ -106,6 +127,9 @@ impl engine::Vcpu for SoftVcpu {
         profile.report(&self.cpu.vm.clock, self.cpu.idle_ticks, stats, &mut report);
         if let Some(stats) = stats {
             stats.report(&mut report);
+        }
+        if let Some(native) = &self.native {
+            native.stats.report(&mut report);
         }
         report.count("blocks_decoded", self.blocks.decoded);
         Some(report)

@@ -1,6 +1,6 @@
 //! What the vCPUs of one VM share: memory, mailboxes, interrupt routing.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::ticker::Rest;
 use crate::x86::cpuid::Cpuid;
 use crate::x86::lapic::{Message, SharedLapic};
+use crate::x86::native::kick;
 
 /// Bits of [`Mailbox::attention`]: why a vCPU must look up from its guest code.
 pub mod attention {
@@ -31,6 +32,8 @@ pub mod attention {
     pub const CODE: u32 = 1 << 6;
     /// The APIC timer's deadline passed.
     pub const TIMER: u32 = 1 << 7;
+    /// Look what is running: a program that computes goes to the host's CPU.
+    pub const SAMPLE: u32 = 1 << 8;
 }
 
 /// NMIs that a CPU holds: the one that it takes next, and one behind it.
@@ -51,6 +54,8 @@ pub struct Mailbox {
     pub deadline: AtomicU64,
     /// The part of its local APIC that others reach.
     pub lapic: SharedLapic,
+    /// The jail that it lets run, -1 if none.
+    jail: AtomicI32,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -64,6 +69,7 @@ impl Mailbox {
             code_epoch: AtomicU64::new(u64::MAX),
             deadline: AtomicU64::new(u64::MAX),
             lapic: SharedLapic::new(id),
+            jail: AtomicI32::new(-1),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         }
@@ -87,11 +93,33 @@ impl Mailbox {
 
     /// Makes the vCPU look at `bits`, waking it if it sleeps.
     pub fn notify(&self, bits: u32) {
-        let before = self.attention.fetch_or(bits, Ordering::AcqRel);
+        let before = self.attention.fetch_or(bits, Ordering::SeqCst);
         if before & bits != bits {
+            let jail = self.jail.load(Ordering::SeqCst);
+            if jail >= 0 {
+                kick(jail);
+            }
             let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             self.wake.notify_all();
         }
+    }
+
+    /// Before the vCPU lets a jail run, which [`Mailbox::notify`] stops from then on. Not if something wants
+    /// attention already. For the vCPU itself.
+    pub fn enter_jail(&self, jail: i32) -> bool {
+        // Both sides write, then read: one of them sees the other.
+        self.jail.store(jail, Ordering::SeqCst);
+        self.attention.load(Ordering::SeqCst) & !attention::SAMPLE == 0
+    }
+
+    /// It has stopped.
+    pub fn leave_jail(&self) {
+        self.jail.store(-1, Ordering::SeqCst);
+    }
+
+    /// Whether the vCPU runs guest code that it translates or interprets.
+    fn is_translating(&self) -> bool {
+        self.jail.load(Ordering::Relaxed) < 0 && self.code_epoch.load(Ordering::Relaxed) != u64::MAX
     }
 
     /// Sends an NMI. Two that meet before the CPU takes the first are both taken, one after the other.
@@ -219,6 +247,12 @@ impl Shared {
         message.deliver(self, exclude);
     }
 
+    /// Has vCPUs look what they are running.
+    pub fn sample(&self) {
+        let running = self.vcpus.iter().filter(|vcpu| vcpu.is_translating());
+        running.for_each(|vcpu| vcpu.notify(attention::SAMPLE));
+    }
+
     /// A page is about to be read as code by vCPU `id`; `fresh` if it was data until now. Answers
     /// whether what is decoded may be kept: not while another vCPU may still write to the page
     /// through a translation that does not log the write.
@@ -265,7 +299,7 @@ impl SoftVm {
     ) -> Result<SoftVm, Error> {
         let shared = Arc::new(Shared::new(config, ram)?);
         if tier != Tier::Interpreter {
-            crate::ticker::start(&shared);
+            crate::ticker::start(&shared, tier == Tier::Native);
         }
         Ok(SoftVm { shared, tier, statistics, created: Mutex::new(vec![false; config.cpus as usize]) })
     }

@@ -111,6 +111,11 @@ impl Session {
         self.keys = None;
     }
 
+    /// Number of ospite's process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Bytes of ospite that are in the host's memory, the guest's own among them.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();

@@ -73,3 +73,40 @@ fn statistics_tell_where_the_time_went() {
         assert!(json.contains(part), "no {part} in: {json}");
     }
 }
+
+/// Seconds of vCPU time that the statistics give to a part.
+fn seconds(end: &End, part: &str) -> f64 {
+    let line = end.messages.lines().find(|line| line.ends_with(part));
+    let line = line.unwrap_or_else(|| panic!("no {part} in: {}", end.messages));
+    line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap()
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn programs_that_compute_run_on_the_hosts_cpu() {
+    let sum = "awk -v n=4000000 'BEGIN { for (i = 0; i < n; i++) s += i * 1.5 / 3; print s }'";
+    let ospite = Ospite::run().kernel(&cloud_kernel()).memory("512M").cpus(2).arg("--stats");
+    let mut session = ospite.guest_command(&format!("{sum} & {sum}; wait")).start();
+    for _ in 0..2 {
+        session.wait_for("3999999000000", 60); // n (n - 1) / 4
+    }
+    let end = session.end(60);
+    assert_eq!(end.code(), 0, "{}", end.messages);
+    let (native, translated) = (seconds(&end, "on the hosts cpu"), seconds(&end, "translated code"));
+    assert!(native > translated / 2.0, "{native} s on the host's CPU, {translated} s translated");
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn a_vm_whose_jails_are_killed_ends_and_says_so() {
+    let ospite = Ospite::run().kernel(&cloud_kernel()).memory("512M");
+    let mut session = ospite.guest_command("echo computing; while :; do :; done").start();
+    session.wait_for("computing", 60);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let vm = session.id().to_string();
+    let killed = Command::new("pkill").args(["-KILL", "-P", &vm, "guest-program"]).status();
+    assert!(killed.unwrap().success(), "there are processes to kill");
+    let end = session.end(60);
+    assert_ne!(end.code(), 0);
+    assert!(end.messages.contains("guest-program"), "{}", end.messages);
+}

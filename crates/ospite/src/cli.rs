@@ -203,9 +203,9 @@ fn memory_backings() -> impl TypedValueParser<Value = MemoryKind> {
 #[derive(Args, Debug)]
 pub struct MachineArgs {
     /// What executes the guest's code: auto takes the best that works here, soft is a CPU in software
-    /// (every host), kvm is the host's hardware virtualization. `soft,tier=interpreter|translator|lockstep`
-    /// chooses how the former works: one instruction after another, translated (what it does by itself), or
-    /// both, compared
+    /// (every host), kvm is the host's hardware virtualization. `soft,tier=interpreter|translator|native|lockstep`
+    /// chooses how the former works: one instruction after another, translated, translated but for programs
+    /// that compute, which run on the host's CPU (what it does by itself), or the first two compared
     #[arg(long, value_name = "NAME[,tier=TIER]", default_value = "auto", value_parser = EngineParser)]
     pub engine: String,
 

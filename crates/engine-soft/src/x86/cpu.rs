@@ -9,6 +9,8 @@ use engine::x86::{Activity, DescriptorTable, PendingEvent, Segment};
 use super::fpu::Fpu;
 use super::lapic::Lapic;
 use super::msr::Msrs;
+use super::native::pin::Pin;
+use super::native::policy::Wish;
 use super::op::{MemRef, Op, RIP, seg};
 use super::tlb::{Tlb, View};
 use super::translate::frame::Frame;
@@ -86,6 +88,10 @@ pub struct Cpu {
     pub pending: Option<PendingEvent>,
     /// What memory was before it is written, while an instruction may have to be undone (lockstep).
     pub write_log: Option<Box<WriteLog>>,
+    /// Which programs run on the host's CPU.
+    pub native: Wish,
+    /// Where the vCPU's thread is kept meanwhile.
+    pub pin: Pin,
     /// What all vCPUs share.
     pub vm: Arc<Shared>,
     /// Number of this vCPU.
@@ -194,6 +200,8 @@ impl Cpu {
             debug_trap: 0,
             write_log: None,
             pending: None,
+            native: Wish::default(),
+            pin: Pin::default(),
             vm,
             id,
             io: IoSlot(None),

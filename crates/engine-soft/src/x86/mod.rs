@@ -22,6 +22,7 @@ pub mod int;
 pub mod interp;
 pub mod lapic;
 pub mod msr;
+pub mod native;
 pub mod op;
 pub mod pvclock;
 pub mod run;

@@ -37,6 +37,7 @@ pub fn run_by(cpu: &mut Cpu, mut step: impl FnMut(&mut Cpu) -> Exec) -> Exit {
     };
     vm.reach_epoch(cpu.id, u64::MAX);
     vm.rest.vcpu_sleeps();
+    super::native::pin::unpin(cpu);
     exit
 }
 
@@ -278,6 +279,9 @@ fn attend(cpu: &mut Cpu) -> Attend {
     if mailbox.take(attention::TIMER) != 0 {
         cpu.check_timer();
     }
+    if mailbox.take(attention::SAMPLE) != 0 {
+        cpu.native.sampled = cpu.cpl == 3;
+    }
     if mailbox.take(attention::INIT) != 0 {
         cpu.init(false);
     }
@@ -364,6 +368,7 @@ fn sleep(cpu: &mut Cpu) {
     let mailbox = &vm.vcpus[cpu.id as usize];
     mailbox.deadline.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
     vm.rest.vcpu_sleeps();
+    super::native::pin::unpin(cpu);
     mailbox.sleep(wakes, limit);
     vm.rest.vcpu_wakes();
     cpu.idle_ticks += crate::clock::Clock::ticks().wrapping_sub(start);

@@ -8,6 +8,7 @@
 //! look at permission bits. Only RAM is cached here; MMIO takes the slow path each time.
 
 use super::fast::{FastTlb, JumpCache};
+use super::native::flushes::Flushes;
 
 /// A view of memory: who is asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub struct Tlb {
     of_pcid: Box<[u16; PCIDS]>,
     /// Bloom filter over 1 GiB regions that have entries of large pages: `INVLPG` there flushes all.
     large: [u64; 8],
+    /// What was flushed.
+    pub flushes_log: Flushes,
     /// Number of full flushes, for statistics.
     pub flushes: u64,
 }
@@ -116,6 +119,7 @@ impl Tlb {
             next_asid: 1,
             of_pcid: Box::new([0; PCIDS]),
             large: [0; 8],
+            flushes_log: Flushes::default(),
             flushes: 0,
         };
         tlb.switch(0);
@@ -224,6 +228,7 @@ impl Tlb {
         self.next_asid = 1;
         self.fast.clear();
         self.jumps.clear();
+        self.flushes_log.all += 1;
         self.flushes += 1;
     }
 
@@ -251,6 +256,7 @@ impl Tlb {
         if self.large[region / 64] >> (region % 64) & 1 != 0 {
             return self.flush_all(current);
         }
+        self.flushes_log.page(linear);
         self.fast.forget(linear);
         self.jumps.forget(linear);
         let (page, at) = (linear & PAGE, index(linear));
@@ -269,6 +275,7 @@ impl Tlb {
     /// Makes all writes take the slow path once more, so that they are logged (a page became code,
     /// or the dirty log was taken).
     pub fn protect_writes(&mut self) {
+        self.flushes_log.writes += 1;
         self.fast.protect_writes();
         for entry in self.data.as_flattened_mut() {
             entry.write = INVALID;

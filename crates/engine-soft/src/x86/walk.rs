@@ -36,6 +36,53 @@ pub struct Walked {
     pub writable: bool,
 }
 
+/// A user page's entry and what the program may do there.
+#[derive(Clone, Copy, Debug)]
+pub struct UserLeaf {
+    entry: u64,
+    slot: u64,
+    /// Log2 of the page size.
+    pub bits: u32,
+    above: (bool, bool),
+    /// Writes are allowed.
+    pub write: bool,
+    /// So is execution.
+    pub execute: bool,
+    /// It was used before.
+    pub accessed: bool,
+    /// It was written before.
+    pub dirty: bool,
+}
+
+impl UserLeaf {
+    fn new(entry: u64, slot: u64, bits: u32, write: bool, execute: bool) -> UserLeaf {
+        UserLeaf {
+            entry,
+            slot,
+            bits,
+            above: (write, execute),
+            write: write && entry & RW != 0,
+            execute: execute && entry & NX == 0,
+            accessed: entry & A != 0,
+            dirty: entry & D != 0,
+        }
+    }
+
+    /// Guest-physical address of the 4 KiB page of `linear`, which this entry maps.
+    pub fn address(&self, linear: u64) -> u64 {
+        let mask = (1u64 << self.bits) - 1;
+        self.entry & FRAME & !mask | linear & mask & !(PAGE_SIZE - 1)
+    }
+
+    /// The entry of another 4 KiB page in the same table.
+    pub fn neighbour(&self, cpu: &Cpu, linear: u64) -> Option<UserLeaf> {
+        let slot = (self.slot & !0xfff) + (linear >> 12 & 511) * 8;
+        let entry = cpu.entry::<u64>(slot);
+        (entry & (P | US) == P | US).then(|| UserLeaf::new(entry, slot, 12, self.above.0, self.above.1))
+    }
+}
+
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
 const P: u64 = 1 << 0;
 const RW: u64 = 1 << 1;
 const US: u64 = 1 << 2;
@@ -97,6 +144,31 @@ impl Cpu {
 
     fn fetch_rights_matter(&self) -> bool {
         (self.cr4 & cr4::PAE != 0 && self.efer & efer::NXE != 0) || self.cr4 & cr4::SMEP != 0
+    }
+
+    /// Translates as [`Cpu::translate`], but raises nothing.
+    pub fn probe(&mut self, view: View, linear: u64, intent: Intent) -> Option<Walked> {
+        self.walk(view, linear, intent).ok()
+    }
+
+    /// The entry that maps a page of a user program in long mode; nothing is marked as accessed.
+    pub fn user_leaf(&self, linear: u64) -> Option<UserLeaf> {
+        let mut table = self.cr3 & FRAME;
+        let (mut write, mut execute) = (true, true);
+        for bits in [39, 30, 21, 12] {
+            let slot = table + (linear >> bits & 511) * 8;
+            let entry = self.entry::<u64>(slot);
+            if entry & (P | US) != P | US {
+                return None;
+            }
+            if bits == 12 || entry & PS != 0 {
+                return Some(UserLeaf::new(entry, slot, bits, write, execute));
+            }
+            write &= entry & RW != 0;
+            execute &= entry & NX == 0;
+            table = entry & FRAME;
+        }
+        None
     }
 
     fn walk(&mut self, view: View, linear: u64, intent: Intent) -> Result<Walked, u32> {

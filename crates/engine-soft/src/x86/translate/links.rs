@@ -173,6 +173,10 @@ impl Translator {
         if self.lockstep || changed || !translatable(cpu) {
             return None;
         }
+        if cpu.cpl == 3 && cpu.native.is_on(cpu.tlb.asid()) {
+            cpu.native.returned = true;
+            return None;
+        }
         let context = context_of(cpu, mode_bits(cpu));
         let code = match cpu.tlb.jumps.find(rip, context) {
             Some(entry) if self.renumber(cpu, context) => entry.code,

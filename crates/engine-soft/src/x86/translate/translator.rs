@@ -69,7 +69,7 @@ impl Key {
 }
 
 #[derive(Default)]
-pub(super) struct Hasher(u64);
+pub(in super::super) struct Hasher(u64);
 
 impl std::hash::Hasher for Hasher {
     fn finish(&self) -> u64 {
@@ -83,7 +83,7 @@ impl std::hash::Hasher for Hasher {
     }
 }
 
-pub(super) type Map<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<Hasher>>;
+pub(in super::super) type Map<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<Hasher>>;
 
 /// Units of one page.
 struct Page {
@@ -414,7 +414,7 @@ impl Translator {
     }
 
     /// Lets the ticker know when the APIC timer is due.
-    pub(super) fn publish_deadline(cpu: &Cpu) {
+    pub(in super::super) fn publish_deadline(cpu: &Cpu) {
         let deadline = cpu.lapic.deadline().unwrap_or(u64::MAX);
         cpu.vm.vcpus[cpu.id as usize].deadline.store(deadline, Ordering::Relaxed);
     }

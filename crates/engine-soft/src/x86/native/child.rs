@@ -1,0 +1,143 @@
+//! What the child does to become a [jail](super::jail): system calls only, and then it is no Rust program
+//! any more.
+
+#![allow(unsafe_code)] // raw system calls between fork and the end of Rust code
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::jail::{MEMORY_FD, STUB_LEN};
+
+/// Where the stub's file is put for a moment; above all descriptors that are kept.
+const STUB_FD: i32 = 4;
+const PAGE: usize = 4096;
+/// The signature of `rseq` areas on x86, as glibc registers them.
+const RSEQ_SIGNATURE: u32 = 0x5305_3053;
+const RSEQ_UNREGISTER: i32 = 1;
+/// Offsets in `struct seccomp_data`.
+const NR: u32 = 0;
+const IP_LOW: u32 = 8;
+const IP_HIGH: u32 = 12;
+
+/// What it needs to know, prepared before the fork.
+pub struct Plan {
+    memory: i32,
+    file: i32,
+    stub: u64,
+    filter: [libc::sock_filter; 10],
+    rseq: Option<(usize, u32)>,
+}
+
+fn statement(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: (libc::BPF_JMP | code | libc::BPF_K) as u16, jt, jf, k }
+}
+
+/// Allows `mmap` and `munmap` at the stub's one `SYSCALL`, nothing else and nowhere else.
+fn filter(stub: u64) -> [libc::sock_filter; 10] {
+    let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
+    let equal = |value, jt, jf| jump(libc::BPF_JEQ, value, jt, jf);
+    [
+        load(IP_HIGH),
+        equal((stub >> 32) as u32, 0, 6),
+        load(IP_LOW),
+        jump(libc::BPF_JGE, stub as u32, 0, 4),
+        jump(libc::BPF_JGE, (stub as u32).wrapping_add(PAGE as u32), 3, 0),
+        load(NR),
+        equal(libc::SYS_mmap as u32, 2, 0),
+        equal(libc::SYS_munmap as u32, 1, 0),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_TRAP),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// The area that the host's kernel writes to at any time as long as it is registered, if glibc did that.
+fn rseq() -> Option<(usize, u32)> {
+    // SAFETY: names of glibc's variables, or nothing; the thread's area is at that offset of its pointer.
+    unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>();
+        if offset.is_null() || size.is_null() || *size == 0 {
+            return None;
+        }
+        let thread: usize;
+        std::arch::asm!("mov {}, fs:0", out(reg) thread, options(nostack, readonly, preserves_flags));
+        Some((thread.wrapping_add_signed(*offset), (*size).max(32)))
+    }
+}
+
+impl Plan {
+    /// For a jail with that guest memory, and that stub to be mapped at `stub`.
+    pub fn new(memory: BorrowedFd<'_>, file: &File, stub: u64) -> Plan {
+        Plan { memory: memory.as_raw_fd(), file: file.as_raw_fd(), stub, filter: filter(stub), rseq: rseq() }
+    }
+}
+
+/// In the child. Ends in a trap, stopped for the parent; or the child ends.
+pub fn become_jail(plan: &Plan) -> ! {
+    // SAFETY: system calls of a process that is a copy of its parent's thread, and owns all it touches.
+    unsafe {
+        if prepare(plan).is_some() {
+            std::arch::asm!("int3");
+        }
+        libc::_exit(1)
+    }
+}
+
+fn done(result: impl Into<i64>) -> Option<()> {
+    (result.into() >= 0).then_some(())
+}
+
+/// # Safety
+/// Only in the child, which uses nothing of the parent afterwards.
+unsafe fn prepare(plan: &Plan) -> Option<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        done(libc::prctl(libc::PR_SET_NAME, c"guest-program".as_ptr()))?;
+        // The guest's time-stamp counter is not the host's.
+        done(libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_SIGSEGV))?;
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        done(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+        keep_two_files(plan)?;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+        let at = plan.stub as *mut libc::c_void;
+        let code = libc::PROT_READ | libc::PROT_EXEC;
+        if libc::mmap(at, PAGE, code, flags, STUB_FD, 0) != at {
+            return None;
+        }
+        let list = at.wrapping_byte_add(PAGE);
+        if libc::mmap(list, STUB_LEN as usize - PAGE, libc::PROT_READ, flags, STUB_FD, PAGE as i64) != list {
+            return None;
+        }
+        done(libc::close(STUB_FD))?;
+        if let Some((area, size)) = plan.rseq {
+            // Refused if it was never registered.
+            libc::syscall(libc::SYS_rseq, area, size, RSEQ_UNREGISTER, RSEQ_SIGNATURE);
+        }
+        done(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0))?;
+        done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        let program =
+            libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_ptr().cast_mut() };
+        done(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))
+    }
+}
+
+/// # Safety
+/// As for [`prepare`].
+unsafe fn keep_two_files(plan: &Plan) -> Option<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Out of the way first: either of them may be where the other one goes.
+        let memory = libc::fcntl(plan.memory, libc::F_DUPFD, 16);
+        let file = libc::fcntl(plan.file, libc::F_DUPFD, 16);
+        done(libc::dup2(memory, MEMORY_FD))?;
+        done(libc::dup2(file, STUB_FD))?;
+        done(libc::syscall(libc::SYS_close_range, STUB_FD + 1, u32::MAX, 0))?;
+        done(libc::syscall(libc::SYS_close_range, 0, MEMORY_FD - 1, 0))
+    }
+}

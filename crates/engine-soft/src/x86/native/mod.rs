@@ -1,0 +1,387 @@
+//! User programs on the host's own CPU: the tier above the translator.
+//!
+//! A 64-bit user program that computes needs no translation, only somebody who sees to it that it reaches
+//! nothing but its own pages. That is a [`jail`]: a process of the host with the guest program's pages at
+//! the guest program's addresses ([`mirror`]), where it runs until it does something else: a system call, a
+//! fault, an instruction whose result is the guest CPU's to tell ([`scan`]). Then the translator or the
+//! interpreter goes on, with the guest's kernel, and comes back here when that returns to the program. Which
+//! programs are worth it is [`policy`]'s to say.
+//!
+//! A jail has no page of the guest's kernel, of other programs or of ours, and cannot make a system call; so
+//! a guest program can do there what it can do on a CPU of metal.
+
+#![allow(unsafe_code)] // reads a register of the host
+
+mod child;
+pub mod flushes;
+mod jail;
+mod mirror;
+pub mod pin;
+pub mod policy;
+mod scan;
+mod state;
+pub mod stats;
+
+use std::io::Error;
+use std::sync::atomic::Ordering;
+use std::thread::ThreadId;
+
+use engine::x86::Activity;
+use engine::x86::bits::{cr0, cr4, rflags};
+
+use super::block::Blocks;
+use super::cpu::Cpu;
+use super::debug::DR6_BS;
+use super::exception::Exec;
+use super::fpu::component;
+use super::op::{RIP, seg};
+use super::run::step_block;
+use super::tlb::View;
+use super::translate::translator::Translator;
+use crate::clock::Clock;
+use crate::profile::Profile;
+use crate::vm::attention;
+pub use jail::kick;
+use jail::{Jail, Stop};
+use mirror::{Fault, Mirror};
+use policy::{Policy, Window};
+use state::Registers;
+use stats::Stats;
+
+/// Jails of a vCPU. Each holds an address space; the one that was not used for longest gets the next.
+const JAILS: usize = 3;
+
+/// One jail and whose pages it has.
+struct Cell {
+    jail: Jail,
+    mirror: Mirror,
+    registers: Registers,
+    /// The TLB's tag of the address space, and the time of the last use.
+    asid: u64,
+    used: u64,
+    /// What the latest stays cost, and the CPU time that had been used before.
+    window: Window,
+    since: u64,
+}
+
+/// Why a program left its jail.
+enum Left {
+    /// For the translator: a system call.
+    Call,
+    /// Something wants attention.
+    Attend,
+    /// For the interpreter, at the instruction that must be looked at.
+    Interpret,
+    /// Its code is not for the host's CPU.
+    Foreign,
+    /// Its process was killed, and took the program's registers along.
+    Lost,
+}
+
+/// The jails of one vCPU.
+#[derive(Default)]
+pub struct Native {
+    cells: Vec<Cell>,
+    policy: Policy,
+    uses: u64,
+    /// The TLB's count of full flushes: tags of address spaces begin anew with each.
+    flushes: u64,
+    /// The program runs code that is not for the host's CPU, until it has been in its kernel.
+    pause: bool,
+    /// This host has no jails for us.
+    unavailable: bool,
+    /// A jail was killed with a program in it: the vCPU cannot go on.
+    lost: bool,
+    /// Jails belong to the thread that started them.
+    thread: Option<ThreadId>,
+    /// What happened.
+    pub stats: Stats,
+}
+
+impl Native {
+    /// Runs the program that the vCPU is in on the host's CPU, if it is one for that, and the instruction
+    /// that it stopped at if that is the interpreter's. `None`: the translator is to go on.
+    pub fn step(&mut self, cpu: &mut Cpu, blocks: &mut Blocks, profile: Option<&Profile>) -> Option<Exec> {
+        let sampled = std::mem::take(&mut cpu.native.sampled);
+        if self.flushes != cpu.tlb.flushes_log.all {
+            self.flushes = cpu.tlb.flushes_log.all;
+            cpu.native.clear();
+        }
+        if std::mem::take(&mut cpu.native.returned) || sampled || cpu.cpl != 3 {
+            self.pause = false;
+        }
+        if cpu.cpl != 3 || self.unavailable || self.pause {
+            return None;
+        }
+        cpu.end_idle_resume();
+        if !suits(cpu) {
+            return None;
+        }
+        if sampled {
+            let now = now(cpu);
+            self.policy.sample(&mut cpu.native, cpu.tlb.asid(), cpu.cr3, now);
+        }
+        if !cpu.native.is_on(cpu.tlb.asid()) {
+            return None;
+        }
+        Translator::publish_deadline(cpu);
+        let left = match profile {
+            None => self.run(cpu),
+            Some(profile) => profile.measure(&profile.native, || self.run(cpu)),
+        };
+        match left {
+            Ok(Left::Call) => None,
+            Ok(Left::Attend) => Some(Ok(())),
+            Ok(Left::Interpret) => {
+                self.stats.interpreted += 1;
+                Some(step_block(cpu, blocks))
+            }
+            Ok(Left::Lost) => {
+                self.lost = true;
+                self.cells.clear();
+                cpu.vm.vcpus[cpu.id as usize].notify(attention::STOP);
+                Some(Ok(()))
+            }
+            Ok(Left::Foreign) => {
+                self.stats.foreign += 1;
+                self.pause = true;
+                None
+            }
+            Err(error) => {
+                self.give_up(&error);
+                None
+            }
+        }
+    }
+
+    /// Whether the vCPU's state is there.
+    pub fn check(&self) -> Result<(), engine::Error> {
+        if !self.lost {
+            return Ok(());
+        }
+        let source = Error::other("somebody killed it, or the host was out of memory");
+        Err(engine::Error::Host {
+            what: "the process that ran a program of the guest (guest-program)",
+            source,
+        })
+    }
+
+    /// Forgets all programs.
+    pub fn clear(&mut self, cpu: &mut Cpu) {
+        self.policy = Policy::default();
+        self.lost = false;
+        cpu.native = policy::Wish::default();
+    }
+
+    fn run(&mut self, cpu: &mut Cpu) -> Result<Left, Error> {
+        let at = self.find(cpu)?;
+        let cell = &mut self.cells[at];
+        cell.mirror.follow(cpu, &cell.jail);
+        let stub = cell.jail.stub();
+        if [stub, stub + 4096].into_iter().any(|page| cpu.user_leaf(page).is_some()) {
+            self.cells.remove(at); // the guest has something where our stub is; the next one is elsewhere
+            return Ok(Left::Foreign);
+        }
+        if let Some(host) = pin::pin(cpu) {
+            cell.jail.pin(host);
+        }
+        cell.settle(cpu)?;
+        cell.registers.load(cpu, &mut cell.jail)?;
+        let left = cell.stay(cpu, &mut self.stats);
+        let (cell, time) = (&mut self.cells[at], now(cpu));
+        let (program, since) = ((cpu.tlb.asid(), cpu.cr3), cell.since);
+        let used = || pin::time_of(cell.jail.clock()) - since;
+        if self.policy.judge(&mut cpu.native, program, cell.window, used, time) {
+            cell.begin_window();
+        }
+        pin::look_around(cpu, &cell.jail, time);
+        left
+    }
+
+    /// The jail of the current address space.
+    fn find(&mut self, cpu: &Cpu) -> Result<usize, Error> {
+        self.uses += 1;
+        let asid = cpu.tlb.asid();
+        let at = match self.cells.iter().position(|cell| cell.asid == asid) {
+            Some(at) => at,
+            None if self.cells.is_empty() => return Err(Error::other("there are no processes for them")),
+            None => self.reuse(cpu),
+        };
+        let cell = &mut self.cells[at];
+        if cell.asid != asid {
+            cell.begin_window();
+        }
+        (cell.asid, cell.used) = (asid, self.uses);
+        Ok(at)
+    }
+
+    /// On the thread that will run the vCPU, before it does: starts the jails. Later it would cost more, as
+    /// their processes begin as copies of ours.
+    pub fn prepare(&mut self, cpu: &Cpu) {
+        let thread = std::thread::current().id();
+        if self.unavailable || self.thread == Some(thread) {
+            return;
+        }
+        self.thread = Some(thread);
+        self.cells.clear();
+        if let Err(error) = self.start(cpu) {
+            self.give_up(&error);
+        }
+    }
+
+    fn start(&mut self, cpu: &Cpu) -> Result<(), Error> {
+        let Some((memory, _)) = cpu.vm.ram.file(0) else {
+            return Err(Error::other("the guest's memory is private"));
+        };
+        for _ in 0..JAILS {
+            let (jail, mirror) = (Jail::start(memory)?, Mirror::new(&cpu.tlb.flushes_log));
+            let (registers, window) = (Registers::default(), Window::default());
+            self.cells.push(Cell { jail, mirror, registers, asid: 0, used: 0, window, since: 0 });
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, error: &Error) {
+        log::warn!("the guest's programs are translated, not run on the host's CPU: {error}");
+        self.unavailable = true;
+        self.cells.clear();
+    }
+
+    fn reuse(&mut self, cpu: &Cpu) -> usize {
+        let oldest = self.cells.iter().enumerate().min_by_key(|(_, cell)| cell.used).map_or(0, |(at, _)| at);
+        let cell = &mut self.cells[oldest];
+        self.stats.flushes += 1;
+        cell.mirror.clear(&cell.jail, &cpu.tlb.flushes_log);
+        oldest
+    }
+}
+
+impl Cell {
+    fn begin_window(&mut self) {
+        (self.window, self.since) = (Window::default(), pin::time_of(self.jail.clock()));
+    }
+
+    /// Carries out what the mirror decided.
+    fn settle(&mut self, cpu: &Cpu) -> Result<(), Error> {
+        let start = Clock::ticks();
+        if self.mirror.settle(&mut self.jail, &cpu.tlb.flushes_log)? {
+            self.window.mapping += cpu.vm.clock.nanos_in(Clock::ticks().wrapping_sub(start));
+        }
+        Ok(())
+    }
+
+    /// Lets the program run until it does something that is not for its jail.
+    fn stay(&mut self, cpu: &mut Cpu, stats: &mut Stats) -> Result<Left, Error> {
+        loop {
+            let vm = cpu.vm.clone();
+            let mailbox = &vm.vcpus[cpu.id as usize];
+            stats.entries += 1;
+            self.window.entries += 1;
+            let stop = if mailbox.enter_jail(self.jail.handle()) { Some(self.jail.run()) } else { None };
+            mailbox.leave_jail();
+            let Some(stop) = stop else { return Ok(Left::Attend) };
+            if stop == Stop::Gone {
+                return Ok(Left::Lost);
+            }
+            self.registers.store(cpu, &mut self.jail, stop == Stop::SystemCall)?;
+            match stop {
+                Stop::Signal(libc::SIGSEGV, code, linear) if code > 0 && code < libc::SI_KERNEL => {
+                    stats.faults += 1;
+                    match self.mirror.fault(cpu, &self.jail, linear, cpu.rip()) {
+                        Fault::Mapped => {}
+                        Fault::Guest => return Ok(Left::Interpret),
+                        Fault::Foreign => return Ok(Left::Foreign),
+                    }
+                    stats.pages = stats.pages.max(self.mirror.len() as u64);
+                    self.settle(cpu)?;
+                    self.registers.load_general(cpu, &mut self.jail)?;
+                }
+                stop => return Ok(leave(cpu, stats, stop)),
+            }
+        }
+    }
+}
+
+/// What a program that stopped, not for a page, wants next.
+fn leave(cpu: &mut Cpu, stats: &mut Stats, stop: Stop) -> Left {
+    let rip = &mut cpu.regs[RIP as usize];
+    match stop {
+        // SYSCALL or INT 80h, to be executed once more.
+        Stop::SystemCall => {
+            stats.system_calls += 1;
+            *rip = rip.wrapping_sub(2);
+            Left::Call
+        }
+        // The kernel skips a call into its vsyscall page, which the guest may have too.
+        Stop::Signal(libc::SIGSYS, _, call) => {
+            *rip = call;
+            let rsp = &mut cpu.regs[super::op::reg::RSP as usize];
+            *rsp = rsp.wrapping_sub(8);
+            Left::Interpret
+        }
+        // Behind INT3.
+        Stop::Signal(libc::SIGTRAP, libc::SI_KERNEL, _) => {
+            let at = *rip;
+            let short = byte_before(cpu, at) == Some(0xcc);
+            cpu.regs[RIP as usize] = at.wrapping_sub(if short { 1 } else { 2 });
+            Left::Interpret
+        }
+        // A step, by TF.
+        Stop::Signal(libc::SIGTRAP, ..) => {
+            cpu.debug_trap |= DR6_BS;
+            Left::Interpret
+        }
+        Stop::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE, ..) => Left::Interpret,
+        // A kick.
+        _ => {
+            stats.kicks += 1;
+            Left::Attend
+        }
+    }
+}
+
+fn byte_before(cpu: &mut Cpu, rip: u64) -> Option<u8> {
+    let mut byte = [0];
+    cpu.probe(View::User, rip.wrapping_sub(1), super::walk::Intent::Read)?;
+    cpu.read_linear(View::User, rip.wrapping_sub(1), &mut byte).ok()?;
+    Some(byte[0])
+}
+
+fn now(cpu: &Cpu) -> u64 {
+    cpu.vm.clock.nanos_in(Clock::ticks().wrapping_sub(cpu.vm.clock.start()))
+}
+
+/// Whether the host's CPU would do with the program what the guest's does: the state has nothing that the
+/// host would not let a program have, or show it differently.
+fn suits(cpu: &Cpu) -> bool {
+    let selector = |number: u8| cpu.segs[number as usize].selector;
+    let data = |number: u8| selector(number) & !3 == 0 || selector(number) == state::USER_DATA;
+    let vectors = component::X87 | component::SSE | component::AVX;
+    cpu.mode.long64
+        && cpu.activity == Activity::Running
+        && (selector(seg::CS), selector(seg::SS)) == (state::USER_CODE, state::USER_DATA)
+        && [seg::DS, seg::ES, seg::FS, seg::GS].into_iter().all(data)
+        && cpu.rflags & (rflags::IF | rflags::IOPL) == rflags::IF
+        && !cpu.watched()
+        && !(cpu.interrupt_shadow || cpu.debug_shadow || cpu.nmi_blocked)
+        && cpu.cr0 & (cr0::TS | cr0::EM) == 0
+        && cpu.cr4 & (cr4::OSFXSR | cr4::OSXSAVE) == cr4::OSFXSR | cr4::OSXSAVE
+        && cpu.fpu.xcr0 & vectors == host_xcr0() & vectors
+        && cpu.fpu.x87.fsw & 0x80 == 0
+        && cpu.pending.is_none()
+        && cpu.regs[RIP as usize] < jail::END
+        && cpu.vm.vcpus[cpu.id as usize].deadline.load(Ordering::Relaxed) != 0
+}
+
+/// The state components that the host's programs have.
+fn host_xcr0() -> u64 {
+    if !std::arch::is_x86_feature_detected!("xsave") {
+        return 0;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: the CPU has XSAVE, and the host's system lets programs use it.
+    unsafe {
+        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}

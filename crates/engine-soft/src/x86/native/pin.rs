@@ -1,0 +1,101 @@
+//! Keeps a vCPU's thread and its jail on one CPU of the host, as long as they take turns.
+//!
+//! Left to itself the host's scheduler wakes the one on another CPU, idle so far, whenever the other one
+//! stops: several times as slow as staying. The pair moves on when it does not get its CPU.
+
+#![allow(unsafe_code)] // affinities and clocks of threads
+
+use super::super::cpu::Cpu;
+use super::jail::{Jail, set_affinity};
+
+/// How often it is looked whether the pair gets its CPU.
+const PERIOD: u64 = 10_000_000;
+/// Less than this part of the time, in percent, is too little.
+const ENOUGH: u64 = 70;
+
+/// Where the vCPU's thread is kept.
+#[derive(Default)]
+pub struct Pin {
+    /// The CPU, and the CPUs that it may be on otherwise.
+    at: Option<(usize, Box<libc::cpu_set_t>)>,
+    /// When it was last looked, and the time that the pair had used.
+    looked: Option<(u64, u64)>,
+}
+
+/// Keeps the calling thread where it is, and says where; `None` if the host does not let us.
+pub fn pin(cpu: &mut Cpu) -> Option<usize> {
+    let pin = &mut cpu.pin;
+    if pin.at.is_none() {
+        let allowed = allowed()?;
+        // SAFETY: a system call without arguments.
+        let here = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
+        set_affinity(0, here).ok()?;
+        pin.at = Some((here, allowed));
+        pin.looked = None;
+    }
+    pin.at.as_ref().map(|(here, _)| *here)
+}
+
+/// Lets the thread go anywhere again.
+pub fn unpin(cpu: &mut Cpu) {
+    if let Some((_, allowed)) = cpu.pin.at.take() {
+        // SAFETY: a set that the kernel filled.
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const *allowed) };
+    }
+}
+
+/// Moves the pair if it does not get its CPU.
+pub fn look_around(cpu: &mut Cpu, jail: &Jail, now: u64) {
+    let Some((since, used)) = cpu.pin.looked else {
+        cpu.pin.looked = Some((now, used(jail)));
+        return;
+    };
+    if now - since < PERIOD {
+        return;
+    }
+    let used_now = self::used(jail);
+    cpu.pin.looked = Some((now, used_now));
+    // Another jail than last time has another clock.
+    let got = used_now.saturating_sub(used);
+    if got != 0 && got * 100 < (now - since) * ENOUGH {
+        next(cpu, now);
+    }
+}
+
+fn allowed() -> Option<Box<libc::cpu_set_t>> {
+    // SAFETY: plain data, filled by the kernel.
+    unsafe {
+        let mut set: Box<libc::cpu_set_t> = Box::new(std::mem::zeroed());
+        let size = size_of::<libc::cpu_set_t>();
+        (libc::sched_getaffinity(0, size, &raw mut *set) == 0).then_some(set)
+    }
+}
+
+/// CPU time of this thread and of the jail, in nanoseconds.
+fn used(jail: &Jail) -> u64 {
+    time_of(libc::CLOCK_THREAD_CPUTIME_ID) + time_of(jail.clock())
+}
+
+/// Time of a clock, in nanoseconds.
+pub fn time_of(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes to `time`.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// One of the other CPUs; which one is as good as random, or two pairs would follow each other around.
+fn next(cpu: &mut Cpu, now: u64) {
+    let Some((here, allowed)) = &mut cpu.pin.at else { return };
+    // SAFETY: within the set.
+    let others: Vec<usize> = (0..libc::CPU_SETSIZE as usize)
+        .filter(|&n| n != *here && unsafe { libc::CPU_ISSET(n, allowed) })
+        .collect();
+    let dice = now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+    if dice & 1 == 0
+        && let Some(&there) = others.get((dice >> 1) as usize % others.len().max(1))
+        && set_affinity(0, there).is_ok()
+    {
+        *here = there;
+    }
+}

@@ -1,0 +1,164 @@
+//! A vCPU's registers to a jail and back.
+
+use std::io::Error;
+
+use engine::x86::Segment;
+use engine::x86::bits::rflags;
+
+use super::super::cpu::Cpu;
+use super::super::fpu::{Fpu, Width, Ymm, component, header_of, mxcsr_of};
+use super::super::op::{RIP, reg, seg};
+use super::super::segment::{flat_segment, null_segment};
+use super::jail::Jail;
+
+/// The selectors of 64-bit programs, which Linux, Windows and the host have in common.
+pub const USER_CODE: u16 = 0x33;
+pub const USER_DATA: u16 = 0x2b;
+/// Access rights of flat user data.
+const DATA: u16 = 0xc0f3;
+/// The flags that a program can change.
+const FLAGS: u64 = rflags::CF
+    | rflags::PF
+    | rflags::AF
+    | rflags::ZF
+    | rflags::SF
+    | rflags::TF
+    | rflags::DF
+    | rflags::OF
+    | rflags::NT
+    | rflags::AC
+    | rflags::ID;
+/// Where XSTATE_BV is in an XSAVE area.
+const XSTATE_BV: usize = 512;
+
+/// What was in the jail's x87 and vector registers when they were last compared.
+#[derive(Clone, PartialEq, Eq)]
+struct Extended {
+    control: (u16, u16, u8, u32),
+    st: [[u64; 2]; 8],
+    ymm: [Ymm; 16],
+}
+
+impl Extended {
+    fn of(fpu: &Fpu) -> Extended {
+        let x87 = &fpu.x87;
+        Extended { control: (x87.fcw, x87.fsw, x87.ftw, fpu.mxcsr), st: x87.st, ymm: fpu.ymm }
+    }
+}
+
+/// A jail's registers.
+#[derive(Default)]
+pub struct Registers {
+    extended: Option<Box<Extended>>,
+}
+
+impl Registers {
+    /// Gives the jail the vCPU's registers.
+    pub fn load(&mut self, cpu: &Cpu, jail: &mut Jail) -> Result<(), Error> {
+        self.load_general(cpu, jail)?;
+        if self.extended.as_ref().is_some_and(|extended| **extended == Extended::of(&cpu.fpu)) {
+            return Ok(());
+        }
+        self.extended = None;
+        let area = jail.xstate();
+        cpu.fpu.write_x87(area, Width::Wide);
+        cpu.fpu.write_mxcsr(area);
+        cpu.fpu.write_xmm(area, 16);
+        cpu.fpu.write_avx(area, 16);
+        area[XSTATE_BV..XSTATE_BV + 64].fill(0);
+        let known = component::X87 | component::SSE | component::AVX;
+        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&known.to_le_bytes());
+        jail.put_xstate()
+    }
+
+    /// The general registers alone: nothing else has changed since [`Registers::store`].
+    pub fn load_general(&mut self, cpu: &Cpu, jail: &mut Jail) -> Result<(), Error> {
+        let r = |number: u8| cpu.regs[number as usize];
+        let selector = |number: u8| u64::from(cpu.segs[number as usize].selector);
+        jail.set_registers(&libc::user_regs_struct {
+            r15: r(15),
+            r14: r(14),
+            r13: r(13),
+            r12: r(12),
+            rbp: r(reg::RBP),
+            rbx: r(reg::RBX),
+            r11: r(11),
+            r10: r(10),
+            r9: r(9),
+            r8: r(8),
+            rax: r(reg::RAX),
+            rcx: r(reg::RCX),
+            rdx: r(reg::RDX),
+            rsi: r(reg::RSI),
+            rdi: r(reg::RDI),
+            orig_rax: u64::MAX, // not in a system call
+            rip: r(RIP),
+            cs: USER_CODE.into(),
+            eflags: cpu.rflags & FLAGS | rflags::IF | rflags::FIXED,
+            rsp: r(reg::RSP),
+            ss: USER_DATA.into(),
+            fs_base: cpu.segs[seg::FS as usize].base,
+            gs_base: cpu.segs[seg::GS as usize].base,
+            ds: selector(seg::DS),
+            es: selector(seg::ES),
+            fs: selector(seg::FS),
+            gs: selector(seg::GS),
+        })
+    }
+
+    /// Takes the vCPU's registers from the jail. In a system call RIP is behind the instruction.
+    pub fn store(&mut self, cpu: &mut Cpu, jail: &mut Jail, system_call: bool) -> Result<(), Error> {
+        let regs = jail.registers()?;
+        let rax = if system_call { regs.orig_rax } else { regs.rax };
+        cpu.regs[..16].copy_from_slice(&[
+            rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
+            regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        ]);
+        cpu.regs[RIP as usize] = regs.rip;
+        let aligned = cpu.rflags & rflags::AC;
+        cpu.rflags = cpu.rflags & !FLAGS | regs.eflags & FLAGS;
+        if cpu.rflags & rflags::AC != aligned {
+            cpu.update_mode();
+        }
+        for (number, selector) in
+            [(seg::DS, regs.ds), (seg::ES, regs.es), (seg::FS, regs.fs), (seg::GS, regs.gs)]
+        {
+            reload(&mut cpu.segs[number as usize], selector as u16);
+        }
+        cpu.segs[seg::FS as usize].base = regs.fs_base;
+        cpu.segs[seg::GS as usize].base = regs.gs_base;
+        jail.fetch_xstate()?;
+        let area = jail.xstate();
+        let (present, ..) = header_of(area);
+        let fpu = &mut cpu.fpu;
+        fpu.mxcsr = mxcsr_of(area);
+        if present & component::X87 != 0 {
+            fpu.read_x87(area, Width::Wide)
+        } else {
+            fpu.init_x87()
+        }
+        if present & component::SSE != 0 {
+            fpu.read_xmm(area, 16)
+        } else {
+            fpu.init_xmm(16)
+        }
+        if present & component::AVX != 0 {
+            fpu.read_avx(area, 16)
+        } else {
+            fpu.init_avx(16)
+        }
+        let extended = Extended::of(&cpu.fpu);
+        match &mut self.extended {
+            Some(known) => **known = extended,
+            none => *none = Some(Box::new(extended)),
+        }
+        Ok(())
+    }
+}
+
+/// The program may have loaded one of the selectors that the host has for it too.
+fn reload(segment: &mut Segment, selector: u16) {
+    if segment.selector != selector {
+        *segment = if selector & !3 == 0 { null_segment(selector) } else { flat_segment(selector, DATA) };
+    }
+}
