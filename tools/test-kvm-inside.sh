@@ -33,7 +33,7 @@ boot() {
 # The first time the guest marks its disk and reboots, the second time it finds the mark and powers off.
 reboots() {
     dd if=/dev/zero of=disk.img bs=1M count=16 2>/dev/null
-    boot 1 "if head -n 1 /dev/vda | grep -q ospite-was-here; then echo second life; else \
+    boot 1 "if dd if=/dev/vda count=1 2>/dev/null | grep -q ospite-was-here; then echo second life; else \
 echo first life, nproc=\$(nproc); echo ospite-was-here >/dev/vda; sync; reboot -f; fi" || return
     grep -q 'ready nproc=1 ' console && grep -q 'first life' console && grep -q 'second life' console &&
         grep -q ospite-was-here disk.img
