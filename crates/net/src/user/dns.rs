@@ -50,6 +50,13 @@ impl Resolvers {
         Resolvers { servers: Vec::new(), looked: None, changed: None }
     }
 
+    /// These, until the host's file changes.
+    #[cfg(test)]
+    pub(super) fn these(servers: Vec<SocketAddr>) -> Resolvers {
+        let changed = fs::metadata(RESOLV_CONF).and_then(|file| file.modified()).ok();
+        Resolvers { servers, looked: Some(Instant::now()), changed }
+    }
+
     pub(super) fn first(&mut self) -> Option<SocketAddr> {
         self.nth(0)
     }

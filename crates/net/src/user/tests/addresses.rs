@@ -1,12 +1,13 @@
 //! Addresses and names.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, Icmpv6Packet, Icmpv6Repr, IpProtocol, NdiscRepr};
 
 use super::*;
 use crate::user::addresses::GATEWAY_LINK_LOCAL;
+use crate::user::dns::Resolvers;
 
 /// The prefix that the router tells.
 pub(super) fn prefix(world: &mut World) -> Ipv6Addr {
@@ -102,14 +103,23 @@ fn a_guest_is_given_its_address_and_no_other() {
 
 /// A question for the address of `name`: the answer's code, and its data.
 fn ask(world: &mut World, name: &str, kind: u8) -> (u8, Vec<u8>) {
+    let question = question(name, kind);
+    let from = SocketAddr::new(world.guest().address.into(), 5353);
+    world.guest().send_udp(from, (GATEWAY, 53), &question);
+    answer(world, &question)
+}
+
+fn question(name: &str, kind: u8) -> Vec<u8> {
     let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         question.push(label.len() as u8);
         question.extend(label.as_bytes());
     }
     question.extend([0, 0, kind, 0, 1]);
-    let from = SocketAddr::new(world.guest().address.into(), 5353);
-    world.guest().send_udp(from, (GATEWAY, 53), &question);
+    question
+}
+
+fn answer(world: &mut World, question: &[u8]) -> (u8, Vec<u8>) {
     world.until("an answer to a question", |guest| {
         let (from, _, datagram) = guest.next_of(IpProtocol::Udp)?;
         assert_eq!(from, IpAddr::V4(GATEWAY));
@@ -132,4 +142,41 @@ fn names_lead_to_vms_and_unknown_ones_of_theirs_to_nobody() {
     assert_eq!(ask(&mut world, "nobody.internal", A).0, 3);
     let pointer = ask(&mut world, "1.0.200.10.in-addr.arpa", 12);
     assert_eq!(pointer, (0, b"\x07gateway\x08internal\0".to_vec()));
+}
+
+#[test]
+fn other_names_are_the_resolvers_affair_and_the_second_is_asked_where_the_first_is_silent() {
+    let resolver = || {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let (silent, good) = (resolver(), resolver());
+    let mut world = World::alone(&[]);
+    let addresses = [&silent, &good].map(|socket| socket.local_addr().unwrap());
+    world.network.env.resolvers = Resolvers::these(addresses.to_vec());
+    world.guest().be_raw();
+    let question = question("www.example.org", 1);
+    let us = SocketAddr::new(world.guest().address.into(), 5353);
+    world.guest().send_udp(us, (GATEWAY, 53), &question);
+    let mut bytes = [0; 600];
+    let mut heard = |world: &mut World, socket: &UdpSocket| {
+        world.until("a question at a resolver", |_| {
+            let (length, from) = socket.recv_from(&mut bytes).ok()?;
+            Some((bytes[..length].to_vec(), from))
+        })
+    };
+    assert_eq!(heard(&mut world, &silent).0, question);
+    let (asked, from) = heard(&mut world, &good);
+    assert_eq!(asked, question);
+    let mut said = [&question[..], &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7]].concat();
+    said[2..4].copy_from_slice(&[0x81, 0x80]);
+    said[7] = 1;
+    // Answers to another question are passed over, and so is whoever was not asked.
+    good.send_to(&[&[0x99, 0x99], &said[2..]].concat(), from).unwrap();
+    silent.send_to(&said, from).unwrap();
+    world.turns(20);
+    assert!(world.guest().next_of(IpProtocol::Udp).is_none());
+    good.send_to(&said, from).unwrap();
+    assert_eq!(answer(&mut world, &question), (0, vec![192, 0, 2, 7]));
 }

@@ -107,22 +107,40 @@ fn the_gateway_answers_pings_and_the_world_those_that_it_gets() {
     }
 }
 
+/// The same over IPv6: what it answers with, if it does.
+fn ping_v6(world: &mut World, us: Ipv6Addr, to: Ipv6Addr) -> Option<Vec<u8>> {
+    let mac = world.guest().mac;
+    let request = Icmpv6Repr::EchoRequest { ident: 7, seq_no: 1, data: b"hello" };
+    let addresses = (IpAddr::V6(us), IpAddr::V6(to));
+    let packet = packet::ip(mac, addresses, IpProtocol::Icmpv6, None, request.buffer_len(), |payload| {
+        let mut packet = Icmpv6Packet::new_unchecked(payload);
+        request.emit(&us, &to, &mut packet, &ChecksumCapabilities::default());
+    });
+    world.guest().send_as_ours(packet);
+    world.until("an answer to a ping", |guest| {
+        let (from, _, bytes) = guest.next_of(IpProtocol::Icmpv6)?;
+        match bytes[0] {
+            129 => Some((from == to).then(|| bytes[4..].to_vec())),
+            1 => Some(None), // destination unreachable
+            _ => None,
+        }
+    })
+}
+
 #[test]
-fn the_gateway_answers_pings_over_ipv6() {
+fn pings_over_ipv6_are_answered_by_the_gateway_and_by_the_world() {
     let mut world = World::alone(&[]);
     let us = world.with_v6();
     world.guest().be_raw();
-    let (mac, gateway) = (world.guest().mac, world.gateway_v6());
-    let request = Icmpv6Repr::EchoRequest { ident: 7, seq_no: 1, data: b"hello" };
-    let addresses = (IpAddr::V6(us), IpAddr::V6(gateway));
-    let packet = packet::ip(mac, addresses, IpProtocol::Icmpv6, None, request.buffer_len(), |payload| {
-        let mut packet = Icmpv6Packet::new_unchecked(payload);
-        request.emit(&us, &gateway, &mut packet, &ChecksumCapabilities::default());
-    });
-    world.guest().send_as_ours(packet);
-    let data = world.until("an answer to a ping", |guest| {
-        let (_, _, bytes) = guest.next_of(IpProtocol::Icmpv6)?;
-        (bytes[0] == 129).then_some(bytes[8..].to_vec())
-    });
-    assert_eq!(data, b"hello");
+    let gateway = world.gateway_v6();
+    let answer = b"\0\x07\0\x01hello";
+    assert_eq!(ping_v6(&mut world, us, gateway).as_deref(), Some(&answer[..]));
+    assert_eq!(ping_v6(&mut world, us, "fd00::1".parse().unwrap()), None, "a near one is closed");
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(
+            ping_v6(&mut world, us, Ipv6Addr::LOCALHOST).as_deref(),
+            Some(&answer[..]),
+            "an allowed one"
+        );
+    }
 }
