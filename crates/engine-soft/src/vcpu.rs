@@ -34,8 +34,8 @@ impl SoftVcpu {
             Tier::Interpreter => None,
             tier => Some(Box::new(Translator::new(tier == Tier::Lockstep, profile.clone())?)),
         };
+        let native = (tier == Tier::Native).then(|| Box::new(Native::start(&shared)));
         let cpu = CpuBox::new(Cpu::new(id, shared))?;
-        let native = (tier == Tier::Native).then(Box::default);
         Ok(SoftVcpu { cpu, blocks: Blocks::default(), translator, native, profile })
     }
 
@@ -45,7 +45,7 @@ impl SoftVcpu {
             return self.cpu.with_io(io, |cpu| run::run(cpu, blocks));
         };
         if let Some(native) = &mut self.native {
-            native.prepare(&self.cpu);
+            native.prepare();
         }
         let (native, profile) = (&mut self.native, self.profile.as_deref());
         self.cpu.with_io(io, |cpu| {
@@ -90,6 +90,10 @@ impl engine::Vcpu for SoftVcpu {
         let exit = self.go_timed(io);
         self.native.as_ref().map_or(Ok(()), |native| native.check())?;
         Ok(exit)
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.native.as_ref().map_or(Vec::new(), |native| native.processes())
     }
 
     fn stop_handle(&self) -> Arc<dyn StopHandle> {

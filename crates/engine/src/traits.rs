@@ -172,6 +172,11 @@ pub trait Vcpu: Send {
     /// Runs guest code until there is a reason to stop. Halted time passes in here too.
     fn run(&mut self, io: &dyn CpuIo) -> Result<Exit, Error>;
 
+    /// Processes of the host that run its guest's code, by number. They exist from the vCPU's creation on.
+    fn processes(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
     /// The means to stop it from any thread.
     fn stop_handle(&self) -> Arc<dyn StopHandle>;
 

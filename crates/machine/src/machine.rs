@@ -120,6 +120,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Processes of the host that the vCPUs have, by number; before they are taken.
+    pub fn processes(&self) -> Vec<u32> {
+        self.vcpus.iter().flat_map(|vcpu| vcpu.processes()).collect()
+    }
+
     /// The vCPUs, once: vCPU 0 at the kernel's entry, the others waiting for it to start them.
     pub fn take_vcpus(&mut self) -> Vec<Box<dyn Vcpu>> {
         std::mem::take(&mut self.vcpus)

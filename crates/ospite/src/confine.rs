@@ -32,8 +32,8 @@ pub fn confine(spec: &VmSpec, folders: Vec<PathBuf>) -> Result<(), Failure> {
 }
 
 /// Everything that a VM's process starts, it has started: no more processes.
-pub fn settle() -> Result<(), Failure> {
-    sandbox::settle(&[]).map_err(|error| Failure::from_error(Code::Internal, &error))
+pub fn settle(vm: &vmm::Vm) -> Result<(), Failure> {
+    sandbox::settle(vm.processes()).map_err(|error| Failure::from_error(Code::Internal, &error))
 }
 
 /// A descriptor of memory or of a pipe, by its place in `/proc/self/fd` (proc_pid_fd(5)).

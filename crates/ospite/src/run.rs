@@ -109,7 +109,7 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     agent.as_mut().zip(vm.ports()).map(|(agent, ports)| agent.serve(ports)).transpose()?;
-    confine::settle()?;
+    confine::settle(&vm)?;
     let timeout = Duration::from_secs(args.stop_timeout);
     let killer = signals.watch(vm.control(), output.clone(), timeout).map_err(host)?;
     let (control, reader) = (vm.control(), output.clone());

@@ -76,7 +76,7 @@ fn start(home: &Home, folder: &store::vm::Folder) -> Result<Running, Failure> {
     let mut io = host_io(&definition, &hub);
     io.links = network::attach_cards(&spec.name, &definition.network, &spec.nets, network)?;
     let vm = Vm::start(&spec, &*engine, io, options).map_err(|error| build_failure(&error))?;
-    confine::settle()?;
+    confine::settle(&vm)?;
     drop(seed);
     watch_signals(vm.control(), Duration::from_secs(definition.stop_timeout))
         .map_err(|error| host(&error))?;

@@ -122,6 +122,7 @@ pub struct Vm {
     serial: SerialInput,
     console: Option<ConsoleInput>,
     ports: Option<ConsolePorts>,
+    processes: Vec<u32>,
 }
 
 /// The means to ask things of a VM from any thread.
@@ -142,8 +143,14 @@ impl Vm {
     pub fn start(spec: &VmSpec, engine: &dyn Engine, io: HostIo, options: Options) -> Result<Vm, Error> {
         let machine = Machine::build(spec, engine, io).map_err(Error::Build)?;
         let (serial, console, ports) = (machine.serial(), machine.console(), machine.ports());
+        let processes = machine.processes();
         let (control, ending) = launch(machine, options)?;
-        Ok(Vm { control, ending, serial, console, ports })
+        Ok(Vm { control, ending, serial, console, ports, processes })
+    }
+
+    /// The processes, beside this one, that run the guest's code.
+    pub fn processes(&self) -> &[u32] {
+        &self.processes
     }
 
     /// The keyboard end of the guest's serial line.

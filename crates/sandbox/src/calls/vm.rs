@@ -167,6 +167,8 @@ const KEPT: &[c_long] = &[
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_seccomp,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
 ];
 
 /// `CLONE_NEW...` (clone(2)).
@@ -225,6 +227,7 @@ fn kept() -> Result<Rules, Failed> {
         libc::PR_SET_PDEATHSIG,
         libc::PR_SET_NO_NEW_PRIVS,
         libc::PR_SET_SECCOMP,
+        libc::PR_SET_TSC,
     ];
     let prctl = prctl.iter().map(|&what| one(0, Eq, what as u64)).collect::<Result<_, _>>()?;
     rules.push((libc::SYS_prctl, prctl));

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
 
 use super::jail::{MEMORY_FD, STUB_LEN};
 
@@ -19,12 +20,17 @@ const NR: u32 = 0;
 const IP_LOW: u32 = 8;
 const IP_HIGH: u32 = 12;
 
+/// Written to the stub's list once the child has confined itself.
+pub const READY: u64 = 0x4552_5448_4159_4441;
+
 /// What it needs to know, prepared before the fork.
 pub struct Plan {
     memory: i32,
     file: i32,
     stub: u64,
-    filter: [libc::sock_filter; 10],
+    filter: [libc::sock_filter; 12],
+    /// Where it writes [`READY`].
+    list: NonNull<u8>,
     rseq: Option<(usize, u32)>,
 }
 
@@ -36,11 +42,13 @@ fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: (libc::BPF_JMP | code | libc::BPF_K) as u16, jt, jf, k }
 }
 
-/// Allows `mmap` and `munmap` at the stub's one `SYSCALL`, nothing else and nowhere else.
-fn filter(stub: u64) -> [libc::sock_filter; 10] {
+/// Allows `mmap` and `munmap` at the stub's one `SYSCALL`, and to wait; nothing else and nowhere else.
+fn filter(stub: u64) -> [libc::sock_filter; 12] {
     let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
     let equal = |value, jt, jf| jump(libc::BPF_JEQ, value, jt, jf);
     [
+        load(NR),
+        equal(libc::SYS_pause as u32, 9, 0),
         load(IP_HIGH),
         equal((stub >> 32) as u32, 0, 6),
         load(IP_LOW),
@@ -71,19 +79,23 @@ fn rseq() -> Option<(usize, u32)> {
 
 impl Plan {
     /// For a jail with that guest memory, and that stub to be mapped at `stub`.
-    pub fn new(memory: BorrowedFd<'_>, file: &File, stub: u64) -> Plan {
-        Plan { memory: memory.as_raw_fd(), file: file.as_raw_fd(), stub, filter: filter(stub), rseq: rseq() }
+    pub fn new(memory: BorrowedFd<'_>, file: &File, stub: u64, list: NonNull<u8>) -> Plan {
+        let (memory, file) = (memory.as_raw_fd(), file.as_raw_fd());
+        Plan { memory, file, stub, filter: filter(stub), list, rseq: rseq() }
     }
 }
 
-/// In the child. Ends in a trap, stopped for the parent; or the child ends.
+/// In the child. Waits, when all is done, for the parent to take over; or the child ends.
 pub fn become_jail(plan: &Plan) -> ! {
     // SAFETY: system calls of a process that is a copy of its parent's thread, and owns all it touches.
     unsafe {
-        if prepare(plan).is_some() {
-            std::arch::asm!("int3");
+        if prepare(plan).is_none() {
+            libc::_exit(1);
         }
-        libc::_exit(1)
+        plan.list.cast::<u64>().write_volatile(READY);
+        loop {
+            libc::pause();
+        }
     }
 }
 
@@ -119,7 +131,6 @@ unsafe fn prepare(plan: &Plan) -> Option<()> {
             // Refused if it was never registered.
             libc::syscall(libc::SYS_rseq, area, size, RSEQ_UNREGISTER, RSEQ_SIGNATURE);
         }
-        done(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0))?;
         done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         let program =
             libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_ptr().cast_mut() };

@@ -13,6 +13,7 @@ use std::io::Error;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -54,6 +55,9 @@ const NT_X86_XSTATE: usize = 0x202;
 const XSTATE_ROOM: usize = 4096;
 /// Signals that the kernel sends a stopped guest program for what it did.
 const PTRACE_SYSEMU: u32 = 31;
+
+/// How long a child may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a guest program stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,12 +120,12 @@ fn random_stub() -> Result<u64, Error> {
 }
 
 impl Jail {
-    /// Starts a process that can map `memory`, and has no page of it yet. It belongs to the calling thread.
+    /// Starts a process that can map `memory`, and has no page of it yet.
     pub fn start(memory: BorrowedFd<'_>) -> Result<Jail, Error> {
         let file = stub_file()?;
         let list = map_list(&file)?;
         let stub = random_stub()?;
-        let plan = child::Plan::new(memory, &file, stub);
+        let plan = child::Plan::new(memory, &file, stub, list);
         // SAFETY: the child only makes the system calls in `child`, until it stops for us.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
@@ -133,17 +137,42 @@ impl Jail {
         // SAFETY: a new descriptor, ours alone.
         let handle = unsafe { OwnedFd::from_raw_fd(handle as i32) };
         let xstate = Box::new([0; XSTATE_ROOM / 8]);
-        let mut jail = Jail { pid, handle, stub, list, xstate, xstate_len: 0, cpu: None };
-        match jail.wait() {
-            Stop::Signal(libc::SIGTRAP, ..) => {}
-            _ => return Err(Error::other("the child could not become one")),
-        }
+        Ok(Jail { pid, handle, stub, list, xstate, xstate_len: 0, cpu: None })
+    }
+
+    /// Makes it the calling thread's, which lets it run from now on.
+    pub fn adopt(&mut self) -> Result<(), Error> {
+        self.wait_until_ready()?;
         let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
-        jail.ptrace(libc::PTRACE_SETOPTIONS, 0, options as usize)?;
+        self.ptrace(libc::PTRACE_SEIZE, 0, options as usize)?;
+        self.ptrace(libc::PTRACE_INTERRUPT, 0, 0)?;
+        if self.wait() == Stop::Gone {
+            return Err(Error::other("the process that was to run guest programs ended"));
+        }
         let unmap = |from: u64, to: u64| [libc::SYS_munmap as u64, from, to - from, 0, 0, 0, 0];
-        jail.call(&[unmap(0, stub), unmap(stub + STUB_LEN, END)])?;
-        jail.fetch_xstate()?;
-        Ok(jail)
+        self.call(&[unmap(0, self.stub), unmap(self.stub + STUB_LEN, END)])?;
+        self.fetch_xstate()
+    }
+
+    /// Waits until it has confined itself.
+    fn wait_until_ready(&self) -> Result<(), Error> {
+        let start = Instant::now();
+        // SAFETY: our own page; the child writes the word once.
+        while unsafe { self.list.cast::<u64>().read_volatile() } != child::READY {
+            let mut status = 0;
+            // SAFETY: asks for our own child.
+            let ended = unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+            if ended != 0 || start.elapsed() > PATIENCE {
+                return Err(Error::other("a process for guest programs could not confine itself"));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.pid as u32
     }
 
     /// The clock of its CPU time: clock ids of processes are made of their ids (clock_getcpuclockid(3)).
@@ -322,6 +351,7 @@ mod tests {
         let ram = GuestRam::with_backing(&[0..0x4000], Backing::Shared).unwrap();
         ram.write_slice(code, GuestAddress(0x1000)).unwrap();
         let mut jail = Jail::start(ram.file(0).unwrap().0).unwrap();
+        jail.adopt().unwrap();
         let map = |at: u64, prot: i32, offset: u64| {
             let flags = libc::MAP_SHARED | libc::MAP_FIXED;
             [libc::SYS_mmap as u64, at, PAGE, prot as u64, flags as u64, MEMORY_FD as u64, offset]

@@ -40,7 +40,8 @@ use super::tlb::View;
 use super::translate::translator::Translator;
 use crate::clock::Clock;
 use crate::profile::Profile;
-use crate::vm::attention;
+use crate::vm::{Shared, attention};
+use flushes::Flushes;
 pub use jail::kick;
 use jail::{Jail, Stop};
 use mirror::{Fault, Mirror};
@@ -179,7 +180,7 @@ impl Native {
         cell.mirror.follow(cpu, &cell.jail);
         let stub = cell.jail.stub();
         if [stub, stub + 4096].into_iter().any(|page| cpu.user_leaf(page).is_some()) {
-            self.cells.remove(at); // the guest has something where our stub is; the next one is elsewhere
+            self.cells.remove(at); // the guest has something where our stub is; the others' are elsewhere
             return Ok(Left::Foreign);
         }
         if let Some(host) = pin::pin(cpu) {
@@ -215,30 +216,48 @@ impl Native {
         Ok(at)
     }
 
-    /// On the thread that will run the vCPU, before it does: starts the jails. Later it would cost more, as
-    /// their processes begin as copies of ours.
-    pub fn prepare(&mut self, cpu: &Cpu) {
-        let thread = std::thread::current().id();
-        if self.unavailable || self.thread == Some(thread) {
-            return;
+    /// The jails of a vCPU, not yet on its thread: processes can be started now and not later, when this one
+    /// is confined and has grown.
+    pub fn start(vm: &Shared) -> Native {
+        let mut native = Native::default();
+        if let Err(error) = native.start_jails(vm) {
+            native.give_up(&error);
         }
-        self.thread = Some(thread);
-        self.cells.clear();
-        if let Err(error) = self.start(cpu) {
-            self.give_up(&error);
-        }
+        native
     }
 
-    fn start(&mut self, cpu: &Cpu) -> Result<(), Error> {
-        let Some((memory, _)) = cpu.vm.ram.file(0) else {
+    fn start_jails(&mut self, vm: &Shared) -> Result<(), Error> {
+        let Some((memory, _)) = vm.ram.file(0) else {
             return Err(Error::other("the guest's memory is private"));
         };
         for _ in 0..JAILS {
-            let (jail, mirror) = (Jail::start(memory)?, Mirror::new(&cpu.tlb.flushes_log));
+            let (jail, mirror) = (Jail::start(memory)?, Mirror::new(&Flushes::default()));
             let (registers, window) = (Registers::default(), Window::default());
             self.cells.push(Cell { jail, mirror, registers, asid: 0, used: 0, window, since: 0 });
         }
         Ok(())
+    }
+
+    /// On the thread that will run the vCPU, before it does.
+    pub fn prepare(&mut self) {
+        let thread = std::thread::current().id();
+        if self.unavailable || self.thread == Some(thread) {
+            return;
+        }
+        // One that is on another thread already cannot come back.
+        let moved = self.thread.replace(thread).is_some();
+        let result = match moved {
+            true => Err(Error::other("the vCPU is on another thread")),
+            false => self.cells.iter_mut().try_for_each(|cell| cell.jail.adopt()),
+        };
+        if let Err(error) = result {
+            self.give_up(&error);
+        }
+    }
+
+    /// Numbers of the jails' processes.
+    pub fn processes(&self) -> Vec<u32> {
+        self.cells.iter().map(|cell| cell.jail.pid()).collect()
     }
 
     fn give_up(&mut self, error: &Error) {
