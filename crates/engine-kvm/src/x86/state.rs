@@ -31,14 +31,20 @@ pub(crate) fn save(id: u32, fd: &VcpuFd, shared: &Shared, timer_ran: bool) -> Re
     Ok(CpuState::X86(Box::new(state)))
 }
 
-/// Takes a state on.
+/// Far from every counter, in ticks.
+const FAR: u64 = 1 << 62;
+
+/// Takes a state on, vCPU 0's first.
 pub(crate) fn restore(id: u32, fd: &VcpuFd, shared: &Shared, state: &CpuState) -> Result<(), Error> {
     let state = x86(state)?;
     if id == 0 {
         let clock = kvm_clock_data { clock: state.kvm_clock_ns, ..Default::default() };
         shared.fd.set_clock(&clock).map_err(failed("setting the VM's clock"))?;
+        // KVM takes a counter less than a second from the one that was set last, by whichever vCPU, for the same
+        // one, and leaves it: that of a VM that was just made must not pass for the saved one's.
+        msrs::write(fd, msr::IA32_TSC, state.tsc.wrapping_add(FAR));
     }
-    // KVM takes a counter that is close to the other vCPUs' for the same one.
+    // The other vCPUs' counters are close to the first one's, and so become the same.
     if !msrs::write(fd, msr::IA32_TSC, state.tsc) {
         return Err(Error::BadState(format!("KVM refuses the time-stamp counter {:#x}", state.tsc)));
     }
