@@ -246,6 +246,7 @@ fn settled(children: &[u32]) -> Result<Rules, Failed> {
     Ok(vec![
         (libc::SYS_clone, vec![conditions(&[(0, MaskedEq(libc::CLONE_THREAD as u64), 0)])?]),
         (libc::SYS_fork, Vec::new()),
+        (libc::SYS_pidfd_open, Vec::new()),
         (libc::SYS_kill, nobody_of(0, &family)?),
         (libc::SYS_tgkill, nobody_of(0, &family)?),
         (libc::SYS_rt_tgsigqueueinfo, nobody_of(0, &family)?),

@@ -140,12 +140,12 @@ impl Mirror {
         gone.into_iter().for_each(|number| self.remove(number));
     }
 
-    /// Carries out what has been decided; whether guest registers must be set anew. After an error nothing
-    /// is mapped.
+    /// Carries out what has been decided; guest registers must be set anew afterwards. If the host refuses
+    /// any of it, nothing is mapped, and the answer is `false`.
     pub fn settle(&mut self, jail: &mut Jail, flushes: &Flushes) -> Result<bool, std::io::Error> {
         self.end_run();
         if self.calls.is_empty() {
-            return Ok(false);
+            return Ok(true);
         }
         let result = jail.call(&self.calls);
         self.calls.clear();
@@ -154,6 +154,7 @@ impl Mirror {
             self.clear(jail, flushes);
             jail.call(&self.calls)?;
             self.calls.clear();
+            return Ok(false);
         }
         Ok(true)
     }

@@ -23,7 +23,6 @@ mod state;
 pub mod stats;
 
 use std::io::Error;
-use std::sync::atomic::Ordering;
 use std::thread::ThreadId;
 
 use engine::x86::Activity;
@@ -186,7 +185,9 @@ impl Native {
         if let Some(host) = pin::pin(cpu) {
             cell.jail.pin(host);
         }
-        cell.settle(cpu)?;
+        if !cell.settle(cpu)? {
+            return Ok(Left::Foreign);
+        }
         cell.registers.load(cpu, &mut cell.jail)?;
         let left = cell.stay(cpu, &mut self.stats);
         let (cell, time) = (&mut self.cells[at], now(cpu));
@@ -230,6 +231,11 @@ impl Native {
         let Some((memory, _)) = vm.ram.file(0) else {
             return Err(Error::other("the guest's memory is private"));
         };
+        if rustix::fs::fstatfs(memory)?.f_bsize != mem::PAGE_SIZE as i64 {
+            return Err(Error::other(
+                "the guest's memory is of huge pages (hugetlb), which no other process can map in parts",
+            ));
+        }
         for _ in 0..JAILS {
             let (jail, mirror) = (Jail::start(memory)?, Mirror::new(&Flushes::default()));
             let (registers, window) = (Registers::default(), Window::default());
@@ -280,13 +286,12 @@ impl Cell {
         (self.window, self.since) = (Window::default(), pin::time_of(self.jail.clock()));
     }
 
-    /// Carries out what the mirror decided.
-    fn settle(&mut self, cpu: &Cpu) -> Result<(), Error> {
+    /// Carries out what the mirror decided. Whether the host did it: if not, there are no pages.
+    fn settle(&mut self, cpu: &Cpu) -> Result<bool, Error> {
         let start = Clock::ticks();
-        if self.mirror.settle(&mut self.jail, &cpu.tlb.flushes_log)? {
-            self.window.mapping += cpu.vm.clock.nanos_in(Clock::ticks().wrapping_sub(start));
-        }
-        Ok(())
+        let settled = self.mirror.settle(&mut self.jail, &cpu.tlb.flushes_log)?;
+        self.window.mapping += cpu.vm.clock.nanos_in(Clock::ticks().wrapping_sub(start));
+        Ok(settled)
     }
 
     /// Lets the program run until it does something that is not for its jail.
@@ -312,8 +317,11 @@ impl Cell {
                         Fault::Foreign => return Ok(Left::Foreign),
                     }
                     stats.pages = stats.pages.max(self.mirror.len() as u64);
-                    self.settle(cpu)?;
+                    let settled = self.settle(cpu)?;
                     self.registers.load_general(cpu, &mut self.jail)?;
+                    if !settled {
+                        return Ok(Left::Foreign);
+                    }
                 }
                 stop => return Ok(leave(cpu, stats, stop)),
             }
@@ -389,7 +397,6 @@ fn suits(cpu: &Cpu) -> bool {
         && cpu.fpu.x87.fsw & 0x80 == 0
         && cpu.pending.is_none()
         && cpu.regs[RIP as usize] < jail::END
-        && cpu.vm.vcpus[cpu.id as usize].deadline.load(Ordering::Relaxed) != 0
 }
 
 /// The state components that the host's programs have.
