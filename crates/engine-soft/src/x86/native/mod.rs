@@ -192,7 +192,7 @@ impl Native {
         let left = cell.stay(cpu, &mut self.stats);
         let (cell, time) = (&mut self.cells[at], now(cpu));
         let (program, since) = ((cpu.tlb.asid(), cpu.cr3), cell.since);
-        let used = || pin::time_of(cell.jail.clock()) - since;
+        let used = || pin::time_of(cell.jail.clock()).saturating_sub(since);
         if self.policy.judge(&mut cpu.native, program, cell.window, used, time) {
             cell.begin_window();
         }
@@ -304,10 +304,11 @@ impl Cell {
             let stop = if mailbox.enter_jail(self.jail.handle()) { Some(self.jail.run()) } else { None };
             mailbox.leave_jail();
             let Some(stop) = stop else { return Ok(Left::Attend) };
-            if stop == Stop::Gone {
+            let calls = stop == Stop::SystemCall;
+            // Without its registers, as they are now, the program cannot go on anywhere.
+            if stop == Stop::Gone || self.registers.store(cpu, &mut self.jail, calls).is_err() {
                 return Ok(Left::Lost);
             }
-            self.registers.store(cpu, &mut self.jail, stop == Stop::SystemCall)?;
             match stop {
                 Stop::Signal(libc::SIGSEGV, code, linear) if code > 0 && code < libc::SI_KERNEL => {
                     stats.faults += 1;
