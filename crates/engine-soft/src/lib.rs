@@ -89,6 +89,16 @@ impl Engine for SoftEngine {
         Cpuid::new(1, model).map(drop)
     }
 
+    fn slowed_by(&self) -> Option<String> {
+        x86::native::try_host().err().map(|error| {
+            format!(
+                "programs that compute are translated, not run on the host's CPU: {error}; that takes a process \
+                 of ospite's that it may trace: see `sysctl kernel.yama.ptrace_scope`, or the container's \
+                 seccomp profile"
+            )
+        })
+    }
+
     fn memory(&self) -> Backing {
         if self.tier == Tier::Native { Backing::Shared } else { Backing::Private }
     }

@@ -70,6 +70,11 @@ pub trait Engine: Send + Sync {
         Ok(())
     }
 
+    /// Why it is slower on this host than it could be, and what would mend that.
+    fn slowed_by(&self) -> Option<String> {
+        None
+    }
+
     /// The memory that it works best with; any will do.
     fn memory(&self) -> Backing {
         Backing::Private

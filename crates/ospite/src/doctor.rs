@@ -35,6 +35,8 @@ struct EngineReport {
     works: bool,
     /// Why not.
     why: Option<String>,
+    /// What makes it slower here than it could be.
+    slowed_by: Option<String>,
     /// What `--cpu` can be with it.
     models: Vec<ModelReport>,
 }
@@ -96,11 +98,17 @@ fn report(host: &Host) -> Report {
 }
 
 fn try_engine(info: &engines::Info) -> EngineReport {
-    let (why, models) = match info.make(&engine::Options::default()) {
-        Ok(engine) => (None, models(&*engine)),
-        Err(error) => (Some(reason(&error)), Vec::new()),
-    };
-    EngineReport { name: info.name, summary: info.summary, works: why.is_none(), why, models }
+    let (name, summary) = (info.name, info.summary);
+    match info.make(&engine::Options::default()) {
+        Ok(engine) => {
+            let (slowed_by, models) = (engine.slowed_by(), models(&*engine));
+            EngineReport { name, summary, works: true, why: None, slowed_by, models }
+        }
+        Err(error) => {
+            let why = Some(reason(&error));
+            EngineReport { name, summary, works: false, why, slowed_by: None, models: Vec::new() }
+        }
+    }
 }
 
 fn models(engine: &dyn Engine) -> Vec<ModelReport> {
@@ -130,6 +138,9 @@ fn text(report: &Report) -> String {
         let names: Vec<_> = engine.models.iter().filter(|m| m.why.is_none()).map(|m| m.name).collect();
         if !names.is_empty() {
             let _ = writeln!(text, "             --cpu {}", names.join(", "));
+        }
+        if let Some(why) = &engine.slowed_by {
+            let _ = writeln!(text, "             slow: {why}");
         }
         for why in engine.models.iter().filter_map(|model| model.why.as_ref()) {
             let _ = writeln!(text, "             not {why}");

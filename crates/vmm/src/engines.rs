@@ -139,7 +139,7 @@ mod tests {
         let refused = |text| pick(text).err().unwrap().to_string();
         assert_eq!(
             refused("soft,tier=warp"),
-            "the soft engine has no option `tier=warp`; known are: tier=interpreter|translator|lockstep"
+            "the soft engine has no option `tier=warp`; known are: tier=interpreter|translator|native|lockstep"
         );
         assert!(refused("kvm,tier=interpreter").contains("known are: none"));
         for text in ["auto,tier=lockstep", "soft,", "soft,tier"] {

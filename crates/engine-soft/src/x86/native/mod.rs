@@ -98,6 +98,14 @@ pub struct Native {
     pub stats: Stats,
 }
 
+/// Whether this host lets us have a jail.
+pub fn try_host() -> Result<(), Error> {
+    let backing = mem::Backing::Shared;
+    let ram = mem::GuestRam::with_backing(&[0..mem::PAGE_SIZE], backing).map_err(Error::other)?;
+    let Some((memory, _)) = ram.file(0) else { return Ok(()) };
+    Jail::start(memory)?.adopt()
+}
+
 impl Native {
     /// Runs the program that the vCPU is in on the host's CPU, if it is one for that, and the instruction
     /// that it stopped at if that is the interpreter's. `None`: the translator is to go on.
