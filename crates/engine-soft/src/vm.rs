@@ -56,6 +56,8 @@ pub struct Mailbox {
     pub lapic: SharedLapic,
     /// The jail that it lets run, -1 if none.
     jail: AtomicI32,
+    /// The CPU of the host that it is kept on, -1 if none.
+    pinned: AtomicI32,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -70,6 +72,7 @@ impl Mailbox {
             deadline: AtomicU64::new(u64::MAX),
             lapic: SharedLapic::new(id),
             jail: AtomicI32::new(-1),
+            pinned: AtomicI32::new(-1),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         }
@@ -115,6 +118,12 @@ impl Mailbox {
     /// It has stopped.
     pub fn leave_jail(&self) {
         self.jail.store(-1, Ordering::SeqCst);
+    }
+
+    /// It is kept on a CPU of the host, or no longer.
+    pub fn pin(&self, cpu: Option<usize>) {
+        let number = cpu.and_then(|cpu| i32::try_from(cpu).ok());
+        self.pinned.store(number.unwrap_or(-1), Ordering::Relaxed);
     }
 
     /// Whether the vCPU runs guest code that it translates or interprets.
@@ -245,6 +254,11 @@ impl Shared {
     /// "all but self" shorthand).
     pub fn send(&self, message: &Message, exclude: Option<u32>) {
         message.deliver(self, exclude);
+    }
+
+    /// Whether a vCPU is kept on that CPU of the host.
+    pub fn is_pinned(&self, cpu: usize) -> bool {
+        self.vcpus.iter().any(|vcpu| usize::try_from(vcpu.pinned.load(Ordering::Relaxed)) == Ok(cpu))
     }
 
     /// Has vCPUs look what they are running.

@@ -281,6 +281,7 @@ fn attend(cpu: &mut Cpu) -> Attend {
     }
     if mailbox.take(attention::SAMPLE) != 0 {
         cpu.native.sampled = cpu.cpl == 3;
+        super::native::pin::make_room(cpu);
     }
     if mailbox.take(attention::INIT) != 0 {
         cpu.init(false);

@@ -7,6 +7,7 @@
 
 use super::super::cpu::Cpu;
 use super::jail::{Jail, set_affinity};
+use crate::vm::Shared;
 
 /// How often it is looked whether the pair gets its CPU.
 const PERIOD: u64 = 10_000_000;
@@ -24,21 +25,40 @@ pub struct Pin {
 
 /// Keeps the calling thread where it is, and says where; `None` if the host does not let us.
 pub fn pin(cpu: &mut Cpu) -> Option<usize> {
-    let pin = &mut cpu.pin;
-    if pin.at.is_none() {
+    if cpu.pin.at.is_none() {
         let allowed = allowed()?;
         // SAFETY: a system call without arguments.
         let here = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
+        let here = if cpu.vm.is_pinned(here) { free(&cpu.vm, &allowed).unwrap_or(here) } else { here };
         set_affinity(0, here).ok()?;
-        pin.at = Some((here, allowed));
-        pin.looked = None;
+        cpu.vm.vcpus[cpu.id as usize].pin(Some(here));
+        cpu.pin.at = Some((here, allowed));
+        cpu.pin.looked = None;
     }
-    pin.at.as_ref().map(|(here, _)| *here)
+    cpu.pin.at.as_ref().map(|(here, _)| *here)
 }
 
 /// Lets the thread go anywhere again.
 pub fn unpin(cpu: &mut Cpu) {
     if let Some((_, allowed)) = cpu.pin.at.take() {
+        // SAFETY: a set that the kernel filled.
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const *allowed) };
+        cpu.vm.vcpus[cpu.id as usize].pin(None);
+    }
+}
+
+/// A vCPU that is not kept anywhere leaves a CPU on which another one of its VM is: that one has nowhere else
+/// to go, and the scheduler does not move who runs.
+pub fn make_room(cpu: &Cpu) {
+    // SAFETY: a system call without arguments.
+    let here = usize::try_from(unsafe { libc::sched_getcpu() });
+    if cpu.pin.at.is_some() || !here.is_ok_and(|here| cpu.vm.is_pinned(here)) {
+        return;
+    }
+    let Some(allowed) = allowed() else { return };
+    if let Some(there) = free(&cpu.vm, &allowed)
+        && set_affinity(0, there).is_ok()
+    {
         // SAFETY: a set that the kernel filled.
         unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const *allowed) };
     }
@@ -84,18 +104,30 @@ pub fn time_of(clock: libc::clockid_t) -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// One of the other CPUs; which one is as good as random, or two pairs would follow each other around.
+/// The CPUs of a set.
+fn cpus(set: &libc::cpu_set_t) -> impl Iterator<Item = usize> + '_ {
+    // SAFETY: within the set.
+    (0..libc::CPU_SETSIZE as usize).filter(|&number| unsafe { libc::CPU_ISSET(number, set) })
+}
+
+/// A CPU on which no vCPU of the VM is kept.
+fn free(vm: &Shared, allowed: &libc::cpu_set_t) -> Option<usize> {
+    cpus(allowed).find(|&number| !vm.is_pinned(number))
+}
+
+/// A CPU that is free, or one of the others; which one, and whether now, is as good as random, or two pairs
+/// would follow each other around.
 fn next(cpu: &mut Cpu, now: u64) {
     let Some((here, allowed)) = &mut cpu.pin.at else { return };
-    // SAFETY: within the set.
-    let others: Vec<usize> = (0..libc::CPU_SETSIZE as usize)
-        .filter(|&n| n != *here && unsafe { libc::CPU_ISSET(n, allowed) })
-        .collect();
+    let others: Vec<usize> = cpus(allowed).filter(|number| number != here).collect();
     let dice = now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-    if dice & 1 == 0
-        && let Some(&there) = others.get((dice >> 1) as usize % others.len().max(1))
-        && set_affinity(0, there).is_ok()
-    {
+    if others.is_empty() || dice & 1 != 0 {
+        return;
+    }
+    let any = others[(dice >> 1) as usize % others.len()];
+    let there = free(&cpu.vm, allowed).unwrap_or(any);
+    if set_affinity(0, there).is_ok() {
         *here = there;
+        cpu.vm.vcpus[cpu.id as usize].pin(Some(there));
     }
 }

@@ -37,6 +37,8 @@ pub struct Stats {
     pub attentions: u64,
     /// Blocks interpreted.
     pub interpreted: u64,
+    /// Times that a unit was not translated because another vCPU might have written to its page.
+    pub unsettled: u64,
     /// Pages whose code was voided by a write.
     pub voided: u64,
     /// Times that the code cache was full.
@@ -60,6 +62,7 @@ impl Stats {
             ("blocks_interpreted", self.interpreted),
             ("instructions_across_pages", self.straddles),
             ("exits_for_attention", self.attentions),
+            ("units_put_off_for_other_vcpus", self.unsettled),
             ("pages_of_code_voided", self.voided),
             ("code_cache_flushes", self.flushes),
             ("units_compared_in_lockstep", self.compared),

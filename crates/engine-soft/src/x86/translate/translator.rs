@@ -491,6 +491,7 @@ impl Translator {
             cpu.tlb.protect_writes();
         }
         if !keep {
+            self.stats.unsettled += 1;
             return None;
         }
         let bytes = copy_page(&page);
