@@ -269,13 +269,16 @@ impl Shared {
 
     /// A page is about to be read as code by vCPU `id`; `fresh` if it was data until now. Answers
     /// whether what is decoded may be kept: not while another vCPU may still write to the page
-    /// through a translation that does not log the write.
+    /// through a translation that does not log the write. If it is fresh, the caller drops its own
+    /// writable translations next.
     pub fn settle_code(&self, id: u32, fresh: bool) -> bool {
         if self.vcpus.len() == 1 {
             return true;
         }
         if fresh {
-            self.code_epoch.fetch_add(1, Ordering::SeqCst);
+            let epoch = self.code_epoch.fetch_add(1, Ordering::SeqCst) + 1;
+            // Its own translations it drops before it goes on; nobody tells it to.
+            self.reach_epoch(id, epoch);
             for (_, vcpu) in self.vcpus.iter().enumerate().filter(|(i, _)| *i != id as usize) {
                 vcpu.notify(attention::CODE);
             }
@@ -344,5 +347,23 @@ impl engine::Vm for SoftVm {
         if let Some(vcpu) = self.shared.vcpus.get(id as usize) {
             vcpu.send_nmi();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_makes_a_page_code_does_not_keep_the_others_waiting() {
+        let ram = GuestRam::new(&[0..0x1000]).unwrap();
+        let vm = Shared::new(&VmConfig { cpus: 2, ..VmConfig::default() }, ram).unwrap();
+        vm.reach_epoch(0, vm.code_epoch());
+        vm.reach_epoch(1, vm.code_epoch());
+        assert!(!vm.settle_code(1, true), "vCPU 0 may still write to it");
+        assert_ne!(vm.vcpus[0].take(attention::CODE), 0);
+        vm.reach_epoch(0, vm.code_epoch());
+        assert!(vm.settle_code(1, false));
+        assert!(vm.settle_code(0, false), "nothing is left to tell vCPU 1");
     }
 }
