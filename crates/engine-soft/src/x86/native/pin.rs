@@ -10,9 +10,9 @@ use super::jail::{Jail, set_affinity};
 use crate::vm::Shared;
 
 /// How often it is looked whether the pair gets its CPU.
-const PERIOD: u64 = 10_000_000;
+const PERIOD: u64 = 2_000_000;
 /// Less than this part of the time, in percent, is too little.
-const ENOUGH: u64 = 70;
+const ENOUGH: u64 = 80;
 
 /// Where the vCPU's thread is kept.
 #[derive(Default)]
