@@ -11,9 +11,6 @@ const WINDOW: u32 = 64;
 /// What a stay costs beside the program's own time, in nanoseconds; in the jail's CPU time, and in all.
 const COST_INSIDE: u64 = 7_500;
 const COST: u64 = 20_000;
-/// What translation costs beside the program's own time, in tenths of that: less than it is, so that a
-/// change is worth it.
-const TRANSLATION: u64 = 10;
 /// How long a program that was not worth it is left alone; doubled each time.
 const FIRST_PAUSE: u64 = 10_000_000;
 const DOUBLINGS: u32 = 5;
@@ -118,7 +115,8 @@ impl Policy {
         let entries = u64::from(window.entries);
         let own = used().saturating_sub(entries * COST_INSIDE + window.mapping);
         let record = self.record(cr3);
-        if own * TRANSLATION / 10 >= entries * COST + window.mapping {
+        // Worth it if its own time is at least the cost: translated, it would take some twice that.
+        if own >= entries * COST + window.mapping {
             record.pauses = record.pauses.saturating_sub(1);
         } else {
             record.until = now + (FIRST_PAUSE << record.pauses);
