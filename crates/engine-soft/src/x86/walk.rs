@@ -82,6 +82,7 @@ impl UserLeaf {
     }
 }
 
+/// The address of a table or page in an 8-byte entry or in CR3.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 const P: u64 = 1 << 0;
 const RW: u64 = 1 << 1;
@@ -193,14 +194,14 @@ impl Cpu {
     /// Goes down to the entry that maps the page, setting accessed bits on the way.
     fn find_leaf(&mut self, linear: u64, rights: &mut Rights) -> Result<Leaf, u32> {
         if self.mode.long {
-            return self.descend(linear, self.cr3 & 0x000f_ffff_ffff_f000, 39, rights);
+            return self.descend(linear, self.cr3 & FRAME, 39, rights);
         }
         if self.cr4 & cr4::PAE != 0 {
             let pdpte = self.pdptes[(linear >> 30 & 3) as usize];
             if pdpte & P == 0 {
                 return Err(0);
             }
-            return self.descend(linear, pdpte & 0x000f_ffff_ffff_f000, 21, rights);
+            return self.descend(linear, pdpte & FRAME, 21, rights);
         }
         self.descend_32bit(linear, rights)
     }
@@ -228,7 +229,7 @@ impl Cpu {
             if !self.set_accessed(&found, false) {
                 continue; // changed under us: read it again
             }
-            table = entry & 0x000f_ffff_ffff_f000;
+            table = entry & FRAME;
             shift -= 9;
         }
     }
@@ -236,7 +237,7 @@ impl Cpu {
     /// Reserved bits of an 8-byte entry (SDM 3A, tables 4-8 to 4-20).
     fn reserved(&self, shift: u32, leaf: bool) -> u64 {
         let physical = self.vm.cpuid.physical_bits();
-        let mut reserved = !((1u64 << physical) - 1) & 0x000f_ffff_ffff_f000;
+        let mut reserved = !((1u64 << physical) - 1) & FRAME;
         if self.efer & efer::NXE == 0 {
             reserved |= NX;
         }
@@ -328,7 +329,7 @@ impl Cpu {
 /// Guest-physical base of the page that a leaf maps.
 fn frame(entry: u64, leaf: &Leaf) -> u64 {
     if leaf.wide {
-        return entry & 0x000f_ffff_ffff_f000;
+        return entry & FRAME;
     }
     if leaf.bits == 22 {
         return entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32;
