@@ -13,6 +13,7 @@ pub const AVX_OFFSET: usize = 576;
 pub const AREA_SIZE: usize = AVX_OFFSET + 256;
 /// Where the XSAVE header is: XSTATE_BV, XCOMP_BV.
 const HEADER: usize = 512;
+const HEADER_SIZE: usize = 64;
 const X87_REGISTERS: usize = 32;
 const XMM_REGISTERS: usize = 160;
 const MXCSR: usize = 24;
@@ -139,6 +140,34 @@ impl Fpu {
         self.ymm[..count].iter_mut().for_each(|ymm| ymm[2..].fill(0));
     }
 
+    /// Writes an area in the standard format, whole: the components that are offered are present, no others.
+    pub fn write_components(&self, area: &mut [u8]) {
+        self.write_x87(area, Width::Wide);
+        self.write_mxcsr(area);
+        self.write_xmm(area, 16);
+        self.write_avx(area, 16);
+        area[HEADER..HEADER + HEADER_SIZE].fill(0);
+        put64(area, HEADER, component::X87 | component::SSE | component::AVX);
+    }
+
+    /// Takes over MXCSR and the components that are offered: those that are not present become initial.
+    pub fn read_components(&mut self, area: &[u8]) {
+        let (present, ..) = header_of(area);
+        self.mxcsr = mxcsr_of(area);
+        match present & component::X87 {
+            0 => self.init_x87(),
+            _ => self.read_x87(area, Width::Wide),
+        }
+        match present & component::SSE {
+            0 => self.init_xmm(16),
+            _ => self.read_xmm(area, 16),
+        }
+        match present & component::AVX {
+            0 => self.init_avx(16),
+            _ => self.read_avx(area, 16),
+        }
+    }
+
     /// XINUSE: components that differ from their initial configuration (SDM 1, 13.6).
     pub fn in_use(&self) -> u64 {
         let x87 = &self.x87;
@@ -158,11 +187,7 @@ impl Fpu {
     /// Everything, as in [`engine::x86::CpuState::xsave`]. XCR0 is not part of it.
     pub fn save(&self) -> Vec<u8> {
         let mut area = vec![0; XSAVE_AREA_SIZE];
-        self.write_x87(&mut area, Width::Wide);
-        self.write_mxcsr(&mut area);
-        self.write_xmm(&mut area, 16);
-        self.write_avx(&mut area, 16);
-        put64(&mut area, HEADER, component::X87 | component::SSE | component::AVX);
+        self.write_components(&mut area);
         area
     }
 
@@ -181,18 +206,7 @@ impl Fpu {
             return bad(format!("MXCSR {:#x} has reserved bits set", mxcsr_of(area)));
         }
         let mut new = Fpu { xcr0: self.xcr0, ..Fpu::default() };
-        new.mxcsr = mxcsr_of(area);
-        if present & component::X87 != 0 {
-            new.read_x87(area, Width::Wide);
-        } else {
-            new.init_x87();
-        }
-        if present & component::SSE != 0 {
-            new.read_xmm(area, 16);
-        }
-        if present & component::AVX != 0 {
-            new.read_avx(area, 16);
-        }
+        new.read_components(area);
         *self = new;
         Ok(())
     }

@@ -6,7 +6,7 @@ use engine::x86::Segment;
 use engine::x86::bits::rflags;
 
 use super::super::cpu::Cpu;
-use super::super::fpu::{Fpu, Width, Ymm, component, header_of, mxcsr_of};
+use super::super::fpu::{Fpu, Ymm};
 use super::super::op::{RIP, reg, seg};
 use super::super::segment::{flat_segment, null_segment};
 use super::jail::Jail;
@@ -28,8 +28,6 @@ const FLAGS: u64 = rflags::CF
     | rflags::NT
     | rflags::AC
     | rflags::ID;
-/// Where XSTATE_BV is in an XSAVE area.
-const XSTATE_BV: usize = 512;
 
 /// What was in the jail's x87 and vector registers when they were last compared.
 #[derive(Clone, PartialEq, Eq)]
@@ -60,14 +58,7 @@ impl Registers {
             return Ok(());
         }
         self.extended = None;
-        let area = jail.xstate();
-        cpu.fpu.write_x87(area, Width::Wide);
-        cpu.fpu.write_mxcsr(area);
-        cpu.fpu.write_xmm(area, 16);
-        cpu.fpu.write_avx(area, 16);
-        area[XSTATE_BV..XSTATE_BV + 64].fill(0);
-        let known = component::X87 | component::SSE | component::AVX;
-        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&known.to_le_bytes());
+        cpu.fpu.write_components(jail.xstate());
         jail.put_xstate()
     }
 
@@ -128,25 +119,7 @@ impl Registers {
         cpu.segs[seg::FS as usize].base = regs.fs_base;
         cpu.segs[seg::GS as usize].base = regs.gs_base;
         jail.fetch_xstate()?;
-        let area = jail.xstate();
-        let (present, ..) = header_of(area);
-        let fpu = &mut cpu.fpu;
-        fpu.mxcsr = mxcsr_of(area);
-        if present & component::X87 != 0 {
-            fpu.read_x87(area, Width::Wide)
-        } else {
-            fpu.init_x87()
-        }
-        if present & component::SSE != 0 {
-            fpu.read_xmm(area, 16)
-        } else {
-            fpu.init_xmm(16)
-        }
-        if present & component::AVX != 0 {
-            fpu.read_avx(area, 16)
-        } else {
-            fpu.init_avx(16)
-        }
+        cpu.fpu.read_components(jail.xstate());
         let extended = Extended::of(&cpu.fpu);
         match &mut self.extended {
             Some(known) => **known = extended,
