@@ -3,15 +3,16 @@
 
 #![allow(unsafe_code)] // raw system calls between fork and the end of Rust code
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
-use super::jail::{MEMORY_FD, STUB_LEN};
+use mem::PAGE_SIZE;
+
+use super::jail::MEMORY_FD;
+use super::stub::Stub;
 
 /// Where the stub's file is put for a moment; above all descriptors that are kept.
 const STUB_FD: i32 = 4;
-const PAGE: usize = 4096;
 /// The signature of `rseq` areas on x86, as glibc registers them.
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
 const RSEQ_UNREGISTER: i32 = 1;
@@ -30,7 +31,7 @@ pub struct Plan {
     stub: u64,
     filter: [libc::sock_filter; 12],
     /// Where it writes [`READY`].
-    list: NonNull<u8>,
+    list: NonNull<u64>,
     rseq: Option<(usize, u32)>,
 }
 
@@ -53,7 +54,7 @@ fn filter(stub: u64) -> [libc::sock_filter; 12] {
         equal((stub >> 32) as u32, 0, 6),
         load(IP_LOW),
         jump(libc::BPF_JGE, stub as u32, 0, 4),
-        jump(libc::BPF_JGE, (stub as u32).wrapping_add(PAGE as u32), 3, 0),
+        jump(libc::BPF_JGE, (stub as u32).wrapping_add(PAGE_SIZE as u32), 3, 0),
         load(NR),
         equal(libc::SYS_mmap as u32, 2, 0),
         equal(libc::SYS_munmap as u32, 1, 0),
@@ -78,10 +79,10 @@ fn rseq() -> Option<(usize, u32)> {
 }
 
 impl Plan {
-    /// For a jail with that guest memory, and that stub to be mapped at `stub`.
-    pub fn new(memory: BorrowedFd<'_>, file: &File, stub: u64, list: NonNull<u8>) -> Plan {
-        let (memory, file) = (memory.as_raw_fd(), file.as_raw_fd());
-        Plan { memory, file, stub, filter: filter(stub), list, rseq: rseq() }
+    /// For a jail with that guest memory and that stub.
+    pub fn new(memory: BorrowedFd<'_>, stub: &Stub) -> Plan {
+        let (memory, file, address) = (memory.as_raw_fd(), stub.file().as_raw_fd(), stub.address());
+        Plan { memory, file, stub: address, filter: filter(address), list: stub.list(), rseq: rseq() }
     }
 }
 
@@ -92,7 +93,7 @@ pub fn become_jail(plan: &Plan) -> ! {
         if prepare(plan).is_none() {
             libc::_exit(1);
         }
-        plan.list.cast::<u64>().write_volatile(READY);
+        plan.list.write_volatile(READY);
         loop {
             libc::pause();
         }
@@ -116,16 +117,7 @@ unsafe fn prepare(plan: &Plan) -> Option<()> {
         libc::sigemptyset(&raw mut none);
         done(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
         keep_two_files(plan)?;
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
-        let at = plan.stub as *mut libc::c_void;
-        let code = libc::PROT_READ | libc::PROT_EXEC;
-        if libc::mmap(at, PAGE, code, flags, STUB_FD, 0) != at {
-            return None;
-        }
-        let list = at.wrapping_byte_add(PAGE);
-        if libc::mmap(list, STUB_LEN as usize - PAGE, libc::PROT_READ, flags, STUB_FD, PAGE as i64) != list {
-            return None;
-        }
+        map_stub(plan)?;
         done(libc::close(STUB_FD))?;
         if let Some((area, size)) = plan.rseq {
             // Refused if it was never registered.
@@ -136,6 +128,20 @@ unsafe fn prepare(plan: &Plan) -> Option<()> {
             libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_ptr().cast_mut() };
         done(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))
     }
+}
+
+/// # Safety
+/// As for [`prepare`].
+unsafe fn map_stub(plan: &Plan) -> Option<()> {
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+    let map = |at: u64, prot, offset: u64| {
+        let at = std::ptr::without_provenance_mut(at as usize);
+        // SAFETY: where nothing is.
+        let mapped = unsafe { libc::mmap(at, PAGE_SIZE as usize, prot, flags, STUB_FD, offset as i64) };
+        (mapped == at).then_some(())
+    };
+    map(plan.stub, libc::PROT_READ | libc::PROT_EXEC, 0)?;
+    map(plan.stub + PAGE_SIZE, libc::PROT_READ, PAGE_SIZE)
 }
 
 /// # Safety

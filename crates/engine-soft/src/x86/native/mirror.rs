@@ -3,17 +3,19 @@
 //! It follows the vCPU's TLB: an entry is made when the program touches the page, with all that the guest's
 //! page table allows at that time, and goes when the guest flushes it ([`Flushes`]).
 
+use mem::PAGE_SIZE;
+
 use super::super::cpu::Cpu;
 use super::super::run::copy_page;
 use super::super::tlb::View;
 use super::super::translate::translator::Map;
 use super::super::walk::{Intent, UserLeaf};
 use super::flushes::{Flushes, LATEST};
-use super::host_xcr0;
-use super::jail::{Call, END, Jail, MEMORY_FD, STUB_LEN};
+use super::jail::{END, Jail, MEMORY_FD};
 use super::scan::{AFTER, BEFORE, Differences, harmless};
+use super::stub::{Call, STUB_LEN};
+use super::suits::host_xcr0;
 
-const PAGE: u64 = 4096;
 /// Pages around the one that is touched, by alignment, that come with it if the program used them before.
 const AROUND: u64 = 64;
 /// Most pages of a mirror: each may be a mapping of its own, of which Linux allows 65,530.
@@ -73,9 +75,9 @@ fn is_harmless(cpu: &Cpu, linear: u64, page: &[u8]) -> bool {
         let leaf = cpu.user_leaf(linear)?;
         Some(copy_page(&cpu.vm.ram.page(leaf.address(linear))?))
     };
-    let before = linear.checked_sub(PAGE).and_then(other);
+    let before = linear.checked_sub(PAGE_SIZE).and_then(other);
     let before = before.as_ref().map_or(&[][..], |page| &page[page.len() - BEFORE..]);
-    let after = if page.ends_with(&[0x0f]) { other(linear + PAGE) } else { None };
+    let after = if page.ends_with(&[0x0f]) { other(linear + PAGE_SIZE) } else { None };
     let after = after.as_ref().map_or(&[][..], |page| &page[..AFTER]);
     harmless(before, page, after, Differences { state: host_xcr0() != cpu.fpu.xcr0 })
 }
@@ -126,7 +128,7 @@ impl Mirror {
 
     fn remove(&mut self, number: u64) {
         if self.pages.remove(&number).is_some() {
-            self.calls.push(unmap(number * PAGE, PAGE));
+            self.calls.push(unmap(number * PAGE_SIZE, PAGE_SIZE));
         }
     }
 
@@ -165,10 +167,10 @@ impl Mirror {
         if linear >= END || (stub..stub + STUB_LEN).contains(&linear) {
             return Fault::Guest;
         }
-        let number = linear / PAGE;
+        let number = linear / PAGE_SIZE;
         match self.pages.get(&number) {
             None => self.bring(cpu, jail, linear),
-            Some(entry) if entry & EXECUTE == 0 && rip / PAGE == number => Fault::Foreign,
+            Some(entry) if entry & EXECUTE == 0 && rip / PAGE_SIZE == number => Fault::Foreign,
             Some(entry) if entry & WRITE == 0 => self.open(cpu, linear, *entry),
             Some(_) => Fault::Guest,
         }
@@ -183,16 +185,17 @@ impl Mirror {
         if self.pages.len() + 512 > MOST_PAGES {
             self.clear(jail, &cpu.tlb.flushes_log);
         }
-        let number = linear / PAGE;
+        let number = linear / PAGE_SIZE;
         let around = if leaf.bits == 12 { AROUND } else { 512 };
         let first = number & !(around - 1);
         for page in first..first + around {
-            let Some(leaf) = (if leaf.bits == 12 { leaf.neighbour(cpu, page * PAGE) } else { Some(leaf) })
+            let Some(leaf) =
+                (if leaf.bits == 12 { leaf.neighbour(cpu, page * PAGE_SIZE) } else { Some(leaf) })
             else {
                 continue;
             };
             if page == number || leaf.accessed && !self.pages.contains_key(&page) {
-                self.map(cpu, page * PAGE, &leaf);
+                self.map(cpu, page * PAGE_SIZE, &leaf);
             }
         }
         self.end_run();
@@ -219,27 +222,27 @@ impl Mirror {
         let Some(walked) = (if code { None } else { cpu.probe(View::User, linear, Intent::Write) }) else {
             return Fault::Guest;
         };
-        if walked.gpa / PAGE != entry / PAGE {
+        if walked.gpa / PAGE_SIZE != entry / PAGE_SIZE {
             return Fault::Guest; // the TLB's own contents may be old as well: the interpreter decides
         }
         if let Some(page) = cpu.vm.ram.page(entry) {
             page.state.mark_dirty();
         }
-        self.put(cpu, linear & !(PAGE - 1), walked.gpa & !(PAGE - 1), entry & EXECUTE | WRITE);
+        self.put(cpu, linear & !(PAGE_SIZE - 1), walked.gpa & !(PAGE_SIZE - 1), entry & EXECUTE | WRITE);
         Fault::Mapped
     }
 
     fn put(&mut self, cpu: &Cpu, linear: u64, gpa: u64, rights: u64) {
         let Some((_, offset)) = cpu.vm.ram.file(gpa) else { return };
-        self.pages.insert(linear / PAGE, gpa & !(PAGE - 1) | rights);
+        self.pages.insert(linear / PAGE_SIZE, gpa & !(PAGE_SIZE - 1) | rights);
         if let Some(run) = &mut self.run
             && (run.linear + run.len, run.offset + run.len, run.rights) == (linear, offset, rights)
         {
-            run.len += PAGE;
+            run.len += PAGE_SIZE;
             return;
         }
         self.end_run();
-        self.run = Some(Run { linear, offset, len: PAGE, rights });
+        self.run = Some(Run { linear, offset, len: PAGE_SIZE, rights });
     }
 
     fn end_run(&mut self) {

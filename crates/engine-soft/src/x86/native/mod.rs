@@ -10,8 +10,7 @@
 //! A jail has no page of the guest's kernel, of other programs or of ours, and cannot make a system call; so
 //! a guest program can do there what it can do on a CPU of metal.
 
-#![allow(unsafe_code)] // reads a register of the host
-
+mod cell;
 mod child;
 pub mod flushes;
 mod jail;
@@ -21,62 +20,30 @@ pub mod policy;
 mod scan;
 mod state;
 pub mod stats;
+mod stub;
+mod suits;
+mod tracee;
 
 use std::io::Error;
 use std::thread::ThreadId;
 
-use engine::x86::Activity;
-use engine::x86::bits::{cr0, cr4, rflags};
-
 use super::block::Blocks;
 use super::cpu::Cpu;
-use super::debug::DR6_BS;
 use super::exception::Exec;
-use super::fpu::component;
-use super::op::{RIP, seg};
 use super::run::step_block;
-use super::tlb::View;
 use super::translate::translator::Translator;
 use crate::clock::Clock;
 use crate::profile::Profile;
 use crate::vm::{Shared, attention};
-use flushes::Flushes;
-pub use jail::kick;
-use jail::{Jail, Stop};
-use mirror::{Fault, Mirror};
-use policy::{Policy, Window};
-use state::Registers;
+use cell::{Cell, Left};
+use jail::Jail;
+use policy::Policy;
 use stats::Stats;
+use suits::suits;
+pub use tracee::kick;
 
 /// Jails of a vCPU. Each holds an address space; the one that was not used for longest gets the next.
 const JAILS: usize = 3;
-
-/// One jail and whose pages it has.
-struct Cell {
-    jail: Jail,
-    mirror: Mirror,
-    registers: Registers,
-    /// The TLB's tag of the address space, and the time of the last use.
-    asid: u64,
-    used: u64,
-    /// What the latest stays cost, and the CPU time that had been used before.
-    window: Window,
-    since: u64,
-}
-
-/// Why a program left its jail.
-enum Left {
-    /// For the translator: a system call.
-    Call,
-    /// Something wants attention.
-    Attend,
-    /// For the interpreter, at the instruction that must be looked at.
-    Interpret,
-    /// Its code is not for the host's CPU.
-    Foreign,
-    /// Its process was killed, and took the program's registers along.
-    Lost,
-}
 
 /// The jails of one vCPU.
 #[derive(Default)]
@@ -196,7 +163,7 @@ impl Native {
         if !cell.settle(cpu)? {
             return Ok(Left::Foreign);
         }
-        cell.registers.load(cpu, &mut cell.jail)?;
+        cell.registers.load(cpu, cell.jail.tracee())?;
         let left = cell.stay(cpu, &mut self.stats);
         let (cell, time) = (&mut self.cells[at], now(cpu));
         let (program, since) = ((cpu.tlb.asid(), cpu.cr3), cell.since);
@@ -245,9 +212,7 @@ impl Native {
             ));
         }
         for _ in 0..JAILS {
-            let (jail, mirror) = (Jail::start(memory)?, Mirror::new(&Flushes::default()));
-            let (registers, window) = (Registers::default(), Window::default());
-            self.cells.push(Cell { jail, mirror, registers, asid: 0, used: 0, window, since: 0 });
+            self.cells.push(Cell::new(Jail::start(memory)?));
         }
         Ok(())
     }
@@ -289,134 +254,6 @@ impl Native {
     }
 }
 
-impl Cell {
-    fn begin_window(&mut self) {
-        (self.window, self.since) = (Window::default(), pin::time_of(self.jail.clock()));
-    }
-
-    /// Carries out what the mirror decided. Whether the host did it: if not, there are no pages.
-    fn settle(&mut self, cpu: &Cpu) -> Result<bool, Error> {
-        let start = Clock::ticks();
-        let settled = self.mirror.settle(&mut self.jail, &cpu.tlb.flushes_log)?;
-        self.window.mapping += cpu.vm.clock.nanos_in(Clock::ticks().wrapping_sub(start));
-        Ok(settled)
-    }
-
-    /// Lets the program run until it does something that is not for its jail.
-    fn stay(&mut self, cpu: &mut Cpu, stats: &mut Stats) -> Result<Left, Error> {
-        loop {
-            let vm = cpu.vm.clone();
-            let mailbox = &vm.vcpus[cpu.id as usize];
-            stats.entries += 1;
-            self.window.entries += 1;
-            let stop = if mailbox.enter_jail(self.jail.handle()) { Some(self.jail.run()) } else { None };
-            mailbox.leave_jail();
-            let Some(stop) = stop else { return Ok(Left::Attend) };
-            let calls = stop == Stop::SystemCall;
-            // Without its registers, as they are now, the program cannot go on anywhere.
-            if stop == Stop::Gone || self.registers.store(cpu, &mut self.jail, calls).is_err() {
-                return Ok(Left::Lost);
-            }
-            match stop {
-                Stop::Signal(libc::SIGSEGV, code, linear) if code > 0 && code < libc::SI_KERNEL => {
-                    stats.faults += 1;
-                    match self.mirror.fault(cpu, &self.jail, linear, cpu.rip()) {
-                        Fault::Mapped => {}
-                        Fault::Guest => return Ok(Left::Interpret),
-                        Fault::Foreign => return Ok(Left::Foreign),
-                    }
-                    stats.pages = stats.pages.max(self.mirror.len() as u64);
-                    let settled = self.settle(cpu)?;
-                    self.registers.load_general(cpu, &mut self.jail)?;
-                    if !settled {
-                        return Ok(Left::Foreign);
-                    }
-                }
-                stop => return Ok(leave(cpu, stats, stop)),
-            }
-        }
-    }
-}
-
-/// What a program that stopped, not for a page, wants next.
-fn leave(cpu: &mut Cpu, stats: &mut Stats, stop: Stop) -> Left {
-    let rip = &mut cpu.regs[RIP as usize];
-    match stop {
-        // SYSCALL or INT 80h, to be executed once more.
-        Stop::SystemCall => {
-            stats.system_calls += 1;
-            *rip = rip.wrapping_sub(2);
-            Left::Call
-        }
-        // The kernel skips a call into its vsyscall page, which the guest may have too.
-        Stop::Signal(libc::SIGSYS, _, call) => {
-            *rip = call;
-            let rsp = &mut cpu.regs[super::op::reg::RSP as usize];
-            *rsp = rsp.wrapping_sub(8);
-            Left::Interpret
-        }
-        // Behind INT3.
-        Stop::Signal(libc::SIGTRAP, libc::SI_KERNEL, _) => {
-            let at = *rip;
-            let short = byte_before(cpu, at) == Some(0xcc);
-            cpu.regs[RIP as usize] = at.wrapping_sub(if short { 1 } else { 2 });
-            Left::Interpret
-        }
-        // A step, by TF.
-        Stop::Signal(libc::SIGTRAP, ..) => {
-            cpu.debug_trap |= DR6_BS;
-            Left::Interpret
-        }
-        Stop::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE, ..) => Left::Interpret,
-        // A kick.
-        _ => {
-            stats.kicks += 1;
-            Left::Attend
-        }
-    }
-}
-
-fn byte_before(cpu: &mut Cpu, rip: u64) -> Option<u8> {
-    let mut byte = [0];
-    cpu.probe(View::User, rip.wrapping_sub(1), super::walk::Intent::Read)?;
-    cpu.read_linear(View::User, rip.wrapping_sub(1), &mut byte).ok()?;
-    Some(byte[0])
-}
-
 fn now(cpu: &Cpu) -> u64 {
     cpu.vm.clock.nanos_in(Clock::ticks().wrapping_sub(cpu.vm.clock.start()))
-}
-
-/// Whether the host's CPU would do with the program what the guest's does: the state has nothing that the
-/// host would not let a program have, or show it differently.
-fn suits(cpu: &Cpu) -> bool {
-    let selector = |number: u8| cpu.segs[number as usize].selector;
-    let data = |number: u8| selector(number) & !3 == 0 || selector(number) == state::USER_DATA;
-    let vectors = component::X87 | component::SSE | component::AVX;
-    cpu.mode.long64
-        && cpu.activity == Activity::Running
-        && (selector(seg::CS), selector(seg::SS)) == (state::USER_CODE, state::USER_DATA)
-        && [seg::DS, seg::ES, seg::FS, seg::GS].into_iter().all(data)
-        && cpu.rflags & (rflags::IF | rflags::IOPL) == rflags::IF
-        && !cpu.watched()
-        && !(cpu.interrupt_shadow || cpu.debug_shadow || cpu.nmi_blocked)
-        && cpu.cr0 & (cr0::TS | cr0::EM) == 0
-        && cpu.cr4 & (cr4::OSFXSR | cr4::OSXSAVE) == cr4::OSFXSR | cr4::OSXSAVE
-        && cpu.fpu.xcr0 & vectors == host_xcr0() & vectors
-        && cpu.fpu.x87.fsw & 0x80 == 0
-        && cpu.pending.is_none()
-        && cpu.regs[RIP as usize] < jail::END
-}
-
-/// The state components that the host's programs have.
-fn host_xcr0() -> u64 {
-    if !std::arch::is_x86_feature_detected!("xsave") {
-        return 0;
-    }
-    let (low, high): (u32, u32);
-    // SAFETY: the CPU has XSAVE, and the host's system lets programs use it.
-    unsafe {
-        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
-    };
-    u64::from(high) << 32 | u64::from(low)
 }

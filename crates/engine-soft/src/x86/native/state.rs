@@ -9,7 +9,7 @@ use super::super::cpu::Cpu;
 use super::super::fpu::{Fpu, Ymm};
 use super::super::op::{RIP, reg, seg};
 use super::super::segment::{flat_segment, null_segment};
-use super::jail::Jail;
+use super::tracee::Tracee;
 
 /// The selectors of 64-bit programs, which Linux, Windows and the host have in common.
 pub const USER_CODE: u16 = 0x33;
@@ -52,7 +52,7 @@ pub struct Registers {
 
 impl Registers {
     /// Gives the jail the vCPU's registers.
-    pub fn load(&mut self, cpu: &Cpu, jail: &mut Jail) -> Result<(), Error> {
+    pub fn load(&mut self, cpu: &Cpu, jail: &mut Tracee) -> Result<(), Error> {
         self.load_general(cpu, jail)?;
         if self.extended.as_ref().is_some_and(|extended| **extended == Extended::of(&cpu.fpu)) {
             return Ok(());
@@ -63,7 +63,7 @@ impl Registers {
     }
 
     /// The general registers alone: nothing else has changed since [`Registers::store`].
-    pub fn load_general(&mut self, cpu: &Cpu, jail: &mut Jail) -> Result<(), Error> {
+    pub fn load_general(&mut self, cpu: &Cpu, jail: &mut Tracee) -> Result<(), Error> {
         let r = |number: u8| cpu.regs[number as usize];
         let selector = |number: u8| u64::from(cpu.segs[number as usize].selector);
         jail.set_registers(&libc::user_regs_struct {
@@ -98,7 +98,7 @@ impl Registers {
     }
 
     /// Takes the vCPU's registers from the jail. In a system call RIP is behind the instruction.
-    pub fn store(&mut self, cpu: &mut Cpu, jail: &mut Jail, system_call: bool) -> Result<(), Error> {
+    pub fn store(&mut self, cpu: &mut Cpu, jail: &mut Tracee, system_call: bool) -> Result<(), Error> {
         let regs = jail.registers()?;
         let rax = if system_call { regs.orig_rax } else { regs.rax };
         cpu.regs[..16].copy_from_slice(&[
