@@ -15,7 +15,8 @@ pub const TSS: u64 = 0x4000;
 pub const HANDLERS: u64 = 0x5000;
 pub const KERNEL_STACK: u64 = 0xb_0000;
 pub const IST_STACK: u64 = 0xc_0000;
-const TABLES: u64 = 0x20_0000;
+/// Page tables.
+pub const TABLES: u64 = 0x20_0000;
 
 pub const KERNEL_CODE: u16 = 0x08;
 pub const KERNEL_DATA: u16 = 0x10;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::x86::Segment;
 use engine::x86::bits::{cr0, cr4, efer};
 use engine::{CpuIo, VmConfig};
-use mem::{Bytes, GuestAddress, GuestRam};
+use mem::{Backing, Bytes, GuestAddress, GuestRam};
 
 use super::block::Blocks;
 use super::cpu::Cpu;
@@ -48,7 +48,7 @@ pub struct Guest {
 
 /// What a VM with one vCPU and 4 MiB of memory shares.
 pub fn shared() -> Arc<Shared> {
-    let ram = GuestRam::new(&[0..0x40_0000]).unwrap();
+    let ram = GuestRam::with_backing(&[0..0x40_0000], Backing::Shared).unwrap();
     Arc::new(Shared::new(&VmConfig { cpus: 1, ..VmConfig::default() }, ram).unwrap())
 }
 

@@ -148,40 +148,19 @@ pub fn set_affinity(thread: i32, cpu: usize) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use mem::{Backing, Bytes, GuestAddress, GuestRam};
+    use mem::{Bytes, GuestAddress};
 
+    use super::super::testing::{BARE_CODE, BARE_DATA, bare};
     use super::super::{kick, stub};
     use super::*;
-
-    const CODE: u64 = 0x40_0000;
-    const DATA: u64 = 0x7fff_0000_0000;
-
-    /// A jail with a page of code and one of data, from the first pages of memory.
-    fn with(code: &[u8]) -> (Jail, GuestRam) {
-        let ram = GuestRam::with_backing(&[0..0x4000], Backing::Shared).unwrap();
-        ram.write_slice(code, GuestAddress(0x1000)).unwrap();
-        let mut jail = Jail::start(ram.file(0).unwrap().0).unwrap();
-        jail.adopt().unwrap();
-        let map = |at: u64, prot: i32, offset: u64| {
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            [libc::SYS_mmap as u64, at, PAGE_SIZE, prot as u64, flags as u64, MEMORY_FD as u64, offset]
-        };
-        let (execute, write) = (libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ | libc::PROT_WRITE);
-        jail.call(&[map(CODE, execute, 0x1000), map(DATA, write, 0x2000)]).unwrap();
-        let mut regs = jail.tracee.registers().unwrap();
-        (regs.rip, regs.rsp, regs.rdi) = (CODE, DATA + PAGE_SIZE, DATA);
-        (regs.rax, regs.orig_rax) = (libc::SYS_getpid as u64, u64::MAX);
-        jail.tracee.set_registers(&regs).unwrap();
-        (jail, ram)
-    }
 
     #[test]
     fn it_computes_on_its_pages_and_stops_in_front_of_system_calls() {
         // mov qword [rdi], 42; syscall
-        let (mut jail, ram) = with(&[0x48, 0xc7, 0x07, 42, 0, 0, 0, 0x0f, 0x05]);
+        let (mut jail, ram) = bare(&[0x48, 0xc7, 0x07, 42, 0, 0, 0, 0x0f, 0x05]);
         assert_eq!(jail.run(), Stop::SystemCall);
         let regs = jail.tracee.registers().unwrap();
-        assert_eq!((regs.rip, regs.orig_rax), (CODE + 9, libc::SYS_getpid as u64));
+        assert_eq!((regs.rip, regs.orig_rax), (BARE_CODE + 9, libc::SYS_getpid as u64));
         assert_ne!(regs.rax as u32, jail.pid(), "it was not made");
         assert_eq!(ram.read_obj::<u64>(GuestAddress(0x2000)).unwrap(), 42);
     }
@@ -189,9 +168,11 @@ mod tests {
     #[test]
     fn nothing_of_ours_is_there() {
         let here = 7u64;
-        for address in [(&raw const here).addr() as u64, with as *const () as u64, DATA + PAGE_SIZE, 0x1000] {
+        for address in
+            [(&raw const here).addr() as u64, bare as *const () as u64, BARE_DATA + PAGE_SIZE, 0x1000]
+        {
             // mov rax, [rsi]
-            let (mut jail, _ram) = with(&[0x48, 0x8b, 0x06]);
+            let (mut jail, _ram) = bare(&[0x48, 0x8b, 0x06]);
             let mut regs = jail.tracee.registers().unwrap();
             regs.rsi = address;
             jail.tracee.set_registers(&regs).unwrap();
@@ -202,11 +183,11 @@ mod tests {
 
     #[test]
     fn only_the_stub_maps_and_only_maps() {
-        let (mut jail, _ram) = with(&[0x90]);
+        let (mut jail, _ram) = bare(&[0x90]);
         let other = [libc::SYS_getpid as u64, 0, 0, 0, 0, 0, 0];
         assert!(jail.call(&[other]).is_err(), "another call by the stub");
         // A guest program that is in the stub, at its SYSCALL.
-        let (mut jail, _ram) = with(&[0x90]);
+        let (mut jail, _ram) = bare(&[0x90]);
         let mut regs = jail.tracee.registers().unwrap();
         (regs.rip, regs.rax, regs.orig_rax) =
             (jail.stub() + stub::SYSCALL, libc::SYS_munmap as u64, u64::MAX);
@@ -216,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_kick_stops_a_program_that_does_nothing_else() {
-        let (mut jail, _ram) = with(&[0xeb, 0xfe]); // jmp to itself
+        let (mut jail, _ram) = bare(&[0xeb, 0xfe]); // jmp to itself
         let handle = jail.handle();
         let kicker = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -224,18 +205,18 @@ mod tests {
         });
         assert!(matches!(jail.run(), Stop::Signal(libc::SIGUSR1, ..)));
         kicker.join().unwrap();
-        assert_eq!(jail.tracee.registers().unwrap().rip, CODE);
+        assert_eq!(jail.tracee.registers().unwrap().rip, BARE_CODE);
     }
 
     #[test]
     fn the_time_stamp_counter_is_refused() {
-        let (mut jail, _ram) = with(&[0x0f, 0x31]); // rdtsc
+        let (mut jail, _ram) = bare(&[0x0f, 0x31]); // rdtsc
         assert!(matches!(jail.run(), Stop::Signal(libc::SIGSEGV, libc::SI_KERNEL, _)));
     }
 
     #[test]
     fn vector_registers_go_there_and_come_back() {
-        let (mut jail, _ram) = with(&[0x0f, 0x58, 0xc0, 0x0f, 0x05]); // addps xmm0, xmm0; syscall
+        let (mut jail, _ram) = bare(&[0x0f, 0x58, 0xc0, 0x0f, 0x05]); // addps xmm0, xmm0; syscall
         jail.tracee.fetch_xstate().unwrap();
         let area = jail.tracee.xstate();
         area[160..164].copy_from_slice(&1.5f32.to_le_bytes());

@@ -22,6 +22,8 @@ mod state;
 pub mod stats;
 mod stub;
 mod suits;
+#[cfg(test)]
+mod testing;
 mod tracee;
 
 use std::io::Error;
