@@ -20,6 +20,8 @@ use super::suits::host_xcr0;
 const AROUND: u64 = 64;
 /// Most pages of a mirror: each may be a mapping of its own, of which Linux allows 65,530.
 const MOST_PAGES: usize = 60_000;
+/// Bytes of the longest instruction.
+const LONGEST: u64 = 15;
 /// Low bits of an entry; the rest is the guest-physical address.
 const WRITE: u64 = 2;
 const EXECUTE: u64 = 4;
@@ -171,6 +173,13 @@ impl Mirror {
         match self.pages.get(&number) {
             None => self.bring(cpu, jail, linear),
             Some(entry) if entry & EXECUTE == 0 && rip / PAGE_SIZE == number => Fault::Foreign,
+            // The end of an instruction, or what it writes: the interpreter knows.
+            Some(_)
+                if linear.is_multiple_of(PAGE_SIZE)
+                    && rip.wrapping_add(LONGEST - 1) / PAGE_SIZE == number =>
+            {
+                Fault::Guest
+            }
             Some(entry) if entry & WRITE == 0 => self.open(cpu, linear, *entry),
             Some(_) => Fault::Guest,
         }
@@ -378,6 +387,17 @@ mod tests {
         program.native.stats.foreign = 0;
         program.rax();
         assert_eq!(program.rip(), DATA, "at the system call there");
+    }
+
+    #[test]
+    fn an_instruction_that_goes_on_where_nothing_may_be_executed_makes_nothing_dirty() {
+        let mut program = Program::new(&[0xff, 0xe7]); // jmp rdi
+        let next = DATA + PAGE_SIZE;
+        program.poke(next - 2, &[0x48, 0x8b, 0x07]); // mov rax, [rdi]
+        program.set_entry(next, next | USER | NX);
+        program.cpu.regs[reg::RDI as usize] = next - 2;
+        assert_eq!(page_fault(&mut program), (0x15, next));
+        assert_eq!(program.entry(next) & DIRTY, 0);
     }
 
     #[test]
