@@ -20,6 +20,8 @@ use super::suits::host_xcr0;
 const AROUND: u64 = 64;
 /// Most pages of a mirror: each may be a mapping of its own, of which Linux allows 65,530.
 const MOST_PAGES: usize = 60_000;
+/// Most regions of 2 MiB that it has had pages in: each may cost the host two page tables.
+const MOST_REGIONS: usize = 8192;
 /// Bytes of the longest instruction.
 const LONGEST: u64 = 15;
 /// Low bits of an entry; the rest is the guest-physical address.
@@ -40,6 +42,7 @@ pub enum Fault {
 /// The pages of one address space in a jail.
 pub struct Mirror {
     pages: Map<u64, u64>,
+    regions: Map<u64, ()>,
     calls: Vec<Call>,
     run: Option<Run>,
     all: u64,
@@ -92,7 +95,8 @@ impl Mirror {
     /// Of a jail that has no pages.
     pub fn new(flushes: &Flushes) -> Mirror {
         let (all, writes, seen) = (flushes.all, flushes.writes, flushes.pages);
-        Mirror { pages: Map::default(), calls: Vec::new(), run: None, all, writes, seen }
+        let (pages, regions) = (Map::default(), Map::default());
+        Mirror { pages, regions, calls: Vec::new(), run: None, all, writes, seen }
     }
 
     /// Pages that are there.
@@ -105,6 +109,7 @@ impl Mirror {
         (self.all, self.writes, self.seen) = (flushes.all, flushes.writes, flushes.pages);
         self.calls.clear();
         self.run = None;
+        self.regions.clear();
         if !self.pages.is_empty() {
             self.pages.clear();
             let above = jail.stub() + STUB_LEN;
@@ -191,9 +196,12 @@ impl Mirror {
             return Fault::Guest;
         }
         let Some(leaf) = cpu.user_leaf(linear) else { return Fault::Guest };
-        if self.pages.len() + 512 > MOST_PAGES {
+        let region = linear >> 21;
+        let crowded = self.regions.len() >= MOST_REGIONS && !self.regions.contains_key(&region);
+        if crowded || self.pages.len() + 512 > MOST_PAGES {
             self.clear(jail, &cpu.tlb.flushes_log);
         }
+        self.regions.insert(region, ());
         let number = linear / PAGE_SIZE;
         let around = if leaf.bits == 12 { AROUND } else { 512 };
         let first = number & !(around - 1);
@@ -264,7 +272,7 @@ mod tests {
     use engine::x86::bits::cr4;
 
     use super::super::super::exception::{Exception, vector};
-    use super::super::super::op::reg;
+    use super::super::super::op::{RIP, reg};
     use super::super::super::systest::GDT;
     use super::super::super::testing::{CODE, DATA};
     use super::super::testing::{Program, READ, USER, WRITE};
@@ -465,5 +473,27 @@ mod tests {
         program.cpu.write_cr3(first).unwrap();
         assert_eq!(program.rax(), 1);
         assert_eq!(program.native.stats.flushes, 3);
+    }
+
+    #[test]
+    fn a_jail_whose_program_is_all_over_the_place_takes_little_of_the_hosts_memory() {
+        let mut program = Program::new(READ);
+        // The same page in every GiB of the lower half: two page tables each for the host.
+        let tables = program.cpu.cr3;
+        program.put64(tables, &[(tables + PAGE_SIZE) | USER; 256]);
+        program.put64(tables + PAGE_SIZE, &[(tables + 2 * PAGE_SIZE) | USER; 512]);
+        program.rax();
+        let Program { native, .. } = &mut program;
+        let mut cell = native.cells.remove(0);
+        for gigabyte in 1..20_000 {
+            let fault = cell.mirror.fault(&mut program.cpu, &cell.jail, gigabyte << 30 | DATA, CODE);
+            assert_eq!(fault, Fault::Mapped);
+            assert!(cell.mirror.settle(&mut cell.jail, &program.cpu.tlb.flushes_log).unwrap());
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", cell.jail.pid())).unwrap();
+        let tables = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).unwrap();
+        let kib: u64 = tables.split_whitespace().next().unwrap().parse().unwrap();
+        assert!((1000..80_000).contains(&kib), "{tables}");
+        assert_eq!(program.cpu.regs[RIP as usize], CODE + 3);
     }
 }
