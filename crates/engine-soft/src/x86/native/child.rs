@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)] // raw system calls between fork and the end of Rust code
 
+use std::io::Error;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
@@ -16,10 +18,19 @@ const STUB_FD: i32 = 4;
 /// The signature of `rseq` areas on x86, as glibc registers them.
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
 const RSEQ_UNREGISTER: i32 = 1;
+/// Bytes of a `struct robust_list_head`.
+const ROBUST_LIST_HEAD: usize = 24;
+/// Where the kernel's code is put for programs, the vDSO, before it goes with all the rest: a system call of
+/// 32-bit code continues there even then, at an address that would tell where it was in our process.
+const VDSO: usize = 0x1_0000;
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
+const ARCH: u32 = 4;
 const IP_LOW: u32 = 8;
 const IP_HIGH: u32 = 12;
+
+/// System calls of 64-bit code (audit.h), whose numbers are others than those of 32-bit code.
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 /// Written to the stub's list once the child has confined itself.
 pub const READY: u64 = 0x4552_5448_4159_4441;
@@ -29,10 +40,12 @@ pub struct Plan {
     memory: i32,
     file: i32,
     stub: u64,
-    filter: [libc::sock_filter; 12],
+    filter: [libc::sock_filter; 14],
     /// Where it writes [`READY`].
     list: NonNull<u64>,
     rseq: Option<(usize, u32)>,
+    vdso: Option<Range<usize>>,
+    parent: i32,
 }
 
 fn statement(code: u32, k: u32) -> libc::sock_filter {
@@ -44,10 +57,12 @@ fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 }
 
 /// Allows `mmap` and `munmap` at the stub's one `SYSCALL`, and to wait; nothing else and nowhere else.
-fn filter(stub: u64) -> [libc::sock_filter; 12] {
+fn filter(stub: u64) -> [libc::sock_filter; 14] {
     let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
     let equal = |value, jt, jf| jump(libc::BPF_JEQ, value, jt, jf);
     [
+        load(ARCH),
+        equal(AUDIT_ARCH_X86_64, 0, 10),
         load(NR),
         equal(libc::SYS_pause as u32, 9, 0),
         load(IP_HIGH),
@@ -78,11 +93,30 @@ fn rseq() -> Option<(usize, u32)> {
     }
 }
 
+/// Where the vDSO is, if there is one.
+fn vdso() -> Result<Option<Range<usize>>, Error> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let Some(line) = maps.lines().find(|line| line.ends_with("[vdso]")) else { return Ok(None) };
+    let ends = line.split(' ').next().and_then(|range| range.split_once('-'));
+    let number = |digits| usize::from_str_radix(digits, 16).map_err(Error::other);
+    let (start, end) = ends.ok_or_else(|| Error::other("/proc/self/maps is of an unknown format"))?;
+    Ok(Some(number(start)?..number(end)?))
+}
+
 impl Plan {
     /// For a jail with that guest memory and that stub.
-    pub fn new(memory: BorrowedFd<'_>, stub: &Stub) -> Plan {
+    pub fn new(memory: BorrowedFd<'_>, stub: &Stub) -> Result<Plan, Error> {
         let (memory, file, address) = (memory.as_raw_fd(), stub.file().as_raw_fd(), stub.address());
-        Plan { memory, file, stub: address, filter: filter(address), list: stub.list(), rseq: rseq() }
+        Ok(Plan {
+            memory,
+            file,
+            stub: address,
+            filter: filter(address),
+            list: stub.list(),
+            rseq: rseq(),
+            vdso: vdso()?,
+            parent: std::process::id().cast_signed(),
+        })
     }
 }
 
@@ -110,23 +144,49 @@ unsafe fn prepare(plan: &Plan) -> Option<()> {
     // SAFETY: the caller's promise.
     unsafe {
         done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        if libc::getppid() != plan.parent {
+            return None; // it ended before
+        }
         done(libc::prctl(libc::PR_SET_NAME, c"guest-program".as_ptr()))?;
         // The guest's time-stamp counter is not the host's.
         done(libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_SIGSEGV))?;
+        let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        done(libc::setrlimit(libc::RLIMIT_CORE, &raw const limit))?;
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         done(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
         keep_two_files(plan)?;
         map_stub(plan)?;
         done(libc::close(STUB_FD))?;
-        if let Some((area, size)) = plan.rseq {
-            // Refused if it was never registered.
-            libc::syscall(libc::SYS_rseq, area, size, RSEQ_UNREGISTER, RSEQ_SIGNATURE);
-        }
+        forget_addresses(plan)?;
         done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         let program =
             libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_ptr().cast_mut() };
         done(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))
+    }
+}
+
+/// Has the kernel forget what it writes to, or goes on at, in a process with our memory: the guest's pages
+/// will be there.
+///
+/// # Safety
+/// As for [`prepare`].
+unsafe fn forget_addresses(plan: &Plan) -> Option<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let Some((area, size)) = plan.rseq {
+            // Refused if it was never registered.
+            libc::syscall(libc::SYS_rseq, area, size, RSEQ_UNREGISTER, RSEQ_SIGNATURE);
+        }
+        done(libc::syscall(libc::SYS_set_tid_address, 0))?;
+        done(libc::syscall(libc::SYS_set_robust_list, 0, ROBUST_LIST_HEAD))?;
+        if let Some(vdso) = &plan.vdso {
+            let to = std::ptr::without_provenance_mut::<libc::c_void>(VDSO);
+            let from = std::ptr::without_provenance_mut(vdso.start);
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            return (libc::mremap(from, vdso.len(), vdso.len(), flags, to) == to).then_some(());
+        }
+        Some(())
     }
 }
 

@@ -37,7 +37,7 @@ impl Jail {
     /// Starts a process that can map `memory`, and has no page of it yet.
     pub fn start(memory: BorrowedFd<'_>) -> Result<Jail, Error> {
         let stub = Stub::new()?;
-        let plan = child::Plan::new(memory, &stub);
+        let plan = child::Plan::new(memory, &stub)?;
         // SAFETY: the child only makes the system calls in `child`, until it stops for us.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
@@ -113,17 +113,23 @@ impl Jail {
         (regs.rip, regs.rbx, regs.rbp) = (self.stub(), self.stub() + PAGE_SIZE, calls.len() as u64);
         (regs.orig_rax, regs.eflags) = (u64::MAX, 0x202);
         self.tracee.set_registers(&regs)?;
+        let result = self.wait_for_stub();
+        self.stub.wipe(calls.len());
+        result?;
+        let regs = self.tracee.registers()?;
+        if regs.rbp == 0 { Ok(()) } else { Err(Error::from_raw_os_error(-(regs.rax as i32))) }
+    }
+
+    fn wait_for_stub(&mut self) -> Result<(), Error> {
         loop {
             match self.tracee.run_freely()? {
-                Stop::Signal(libc::SIGTRAP, ..) => break,
+                Stop::Signal(libc::SIGTRAP, libc::SI_KERNEL, _) => return Ok(()),
                 Stop::Signal(libc::SIGSEGV | libc::SIGSYS | libc::SIGBUS | libc::SIGILL, ..)
                 | Stop::SystemCall
                 | Stop::Gone => return Err(Error::other("the stub was stopped")),
                 Stop::Signal(..) => {} // a kick that came late
             }
         }
-        let regs = self.tracee.registers()?;
-        if regs.rbp == 0 { Ok(()) } else { Err(Error::from_raw_os_error(-(regs.rax as i32))) }
     }
 
     /// Puts it on a CPU of the host, that of the thread which waits for it: waking each other up there is

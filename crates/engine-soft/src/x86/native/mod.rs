@@ -12,6 +12,8 @@
 
 mod cell;
 mod child;
+#[cfg(test)]
+mod escapes;
 pub mod flushes;
 mod jail;
 mod mirror;

@@ -13,8 +13,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Where guests' programs rarely have anything: the stub lies at a random page of this range.
-const FROM: u64 = 0x6000_0000_0000;
+/// Where guests' programs rarely have anything, not even those with the compilers' sanitizers: the stub lies at
+/// a random page of this range.
+const FROM: u64 = 0x6800_0000_0000;
 const SPAN: u64 = 0x0800_0000_0000;
 /// The stub's code and its list.
 pub const STUB_LEN: u64 = 2 * PAGE_SIZE;
@@ -90,6 +91,12 @@ impl Stub {
             // SAFETY: within the list's page.
             unsafe { self.list.add(i).write_volatile(*word) };
         }
+    }
+
+    /// Clears as many calls: guest code can read the list, and would learn where its pages are in the
+    /// guest's memory, which is its kernel's secret.
+    pub fn wipe(&mut self, calls: usize) {
+        self.write(&[[0; 7]; MOST_CALLS][..calls.min(MOST_CALLS)]);
     }
 }
 

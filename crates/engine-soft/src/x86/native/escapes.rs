@@ -1,0 +1,155 @@
+//! Hostile programs in jails: what they reach, and what they learn. Each of them really runs in one.
+
+use engine::x86::bits::rflags;
+use mem::{Bytes, GuestAddress, PAGE_SIZE};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use super::super::exception::vector;
+use super::super::op::{RIP, reg};
+use super::super::testing::{CODE, DATA};
+use super::jail::Jail;
+use super::testing::{BARE_CODE, BARE_DATA, Program, READ, bare};
+use super::tracee::Stop;
+
+/// What the host says of a jail's process.
+fn host_file(jail: &Jail, name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{}/{name}", jail.pid())).unwrap()
+}
+
+fn process(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed()).unwrap()
+}
+
+/// The code, and 32-bit code behind a far return to it.
+fn in_32_bits(at: u64, code: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x6a, 0x23, 0x68]; // push 0x23; push behind
+    bytes.extend(((at + 9) as u32).to_le_bytes());
+    bytes.extend([0x48, 0xcb]); // retfq
+    bytes.extend(code);
+    bytes
+}
+
+#[test]
+fn nothing_is_mapped_but_the_stub_and_the_programs_pages() {
+    let (jail, _ram) = bare(&[0x90]);
+    let maps = host_file(&jail, "maps");
+    let starts: Vec<&str> = maps.lines().map(|line| line.split('-').next().unwrap()).collect();
+    let expected = [BARE_CODE, BARE_DATA, jail.stub(), jail.stub() + PAGE_SIZE].map(|at| format!("{at:08x}"));
+    let rest: Vec<&&str> = starts.iter().filter(|start| !expected.contains(&start.to_string())).collect();
+    assert!(rest.iter().all(|start| **start == "ffffffffff600000"), "{maps}");
+    assert!(expected.iter().all(|start| starts.contains(&&start[..])), "{maps}");
+}
+
+#[test]
+fn no_system_call_is_made_whichever_way_it_is_asked_for() {
+    let exit: [(&[u8], i64); 2] = [(&[0x0f, 0x05], libc::SYS_exit_group), (&[0xcd, 0x80], 1)];
+    for (code, number) in exit {
+        for code in [code.to_vec(), in_32_bits(BARE_CODE, code)] {
+            let (mut jail, _ram) = bare(&code);
+            let mut regs = jail.tracee().registers().unwrap();
+            regs.rax = number as u64;
+            jail.tracee().set_registers(&regs).unwrap();
+            let stop = jail.run();
+            assert!(
+                matches!(stop, Stop::SystemCall | Stop::Signal(libc::SIGSEGV, ..)),
+                "{code:x?}: {stop:?}"
+            );
+            assert!(jail.tracee().registers().is_ok(), "it is still there");
+        }
+    }
+}
+
+#[test]
+fn calls_into_the_hosts_vsyscall_page_are_not_made() {
+    for call in [0, 0x400, 0x800] {
+        // mov rax, imm32; call rax
+        let address = 0xff60_0000_u32 + call;
+        let mut code = vec![0x48, 0xc7, 0xc0];
+        code.extend(address.to_le_bytes());
+        code.extend([0xff, 0xd0]);
+        let mut program = Program::new(&code);
+        let error = program.run().unwrap().unwrap_err();
+        let address = address as i32 as u64;
+        assert_eq!((error.vector(), program.cpu.cr2, program.rip()), (vector::PF, address, address));
+    }
+}
+
+#[test]
+fn the_hosts_addresses_do_not_show() {
+    // The kernel continues behind these in its vDSO, at the address where that was in our process.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let vdso = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap();
+    let vdso = u64::from_str_radix(vdso.split('-').next().unwrap(), 16).unwrap();
+    let near = |address: u64| (address as u32).wrapping_sub(vdso as u32) < 0x4000;
+    for code in [&[0x0f, 0x05], &[0x0f, 0x34]] {
+        for code in [code.to_vec(), in_32_bits(BARE_CODE, code)] {
+            for stack in [BARE_DATA + 64, 0x30_0000] {
+                let (mut jail, _ram) = bare(&code);
+                let mut regs = jail.tracee().registers().unwrap();
+                regs.rbp = stack;
+                jail.tracee().set_registers(&regs).unwrap();
+                let stop = jail.run();
+                let regs = jail.tracee().registers().unwrap();
+                assert!(!near(regs.rip), "{code:x?}: {stop:x?} at {:#x}", regs.rip);
+                assert!(!matches!(stop, Stop::Signal(_, _, at) if near(at)), "{code:x?}: {stop:x?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_stubs_list_does_not_tell_where_pages_are_in_the_guests_memory() {
+    let (mut jail, ram) = bare(READ);
+    for at in [0, 48, PAGE_SIZE - 8] {
+        let mut regs = jail.tracee().registers().unwrap();
+        (regs.rip, regs.rdi) = (BARE_CODE, jail.stub() + PAGE_SIZE + at);
+        jail.tracee().set_registers(&regs).unwrap();
+        assert_eq!(jail.run(), Stop::SystemCall);
+        assert_eq!(jail.tracee().registers().unwrap().orig_rax, 0);
+    }
+    assert_eq!(ram.read_obj::<u64>(GuestAddress(0x2000)).unwrap(), 0);
+}
+
+#[test]
+fn clocks_are_refused() {
+    for code in [&[0x0f, 0x31, 0x90], &[0x0f, 0x01, 0xf9]] {
+        let (mut jail, _ram) = bare(code);
+        assert!(matches!(jail.run(), Stop::Signal(libc::SIGSEGV, libc::SI_KERNEL, _)), "{code:x?}");
+    }
+}
+
+#[test]
+fn what_shows_the_hosts_cpu_is_left_to_the_translator() {
+    for code in [&[0x0f, 0xa2, 0x90, 0x90], &[0xf3, 0x0f, 0xc7, 0xf8], &[0x0f, 0x01, 0xd0, 0x90]] {
+        let mut program = Program::new(code);
+        assert!(program.run().is_none());
+        assert_eq!((program.rip(), program.native.stats.foreign), (CODE, 1), "{code:x?}");
+    }
+}
+
+#[test]
+fn a_jail_leaves_no_memory_behind_in_files() {
+    let (jail, _ram) = bare(&[0x90]);
+    let limits = host_file(&jail, "limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+}
+
+#[test]
+fn a_host_that_maps_no_more_has_the_program_translated() {
+    let mut program = Program::new(READ);
+    program.poke(DATA, &[7]);
+    let limit = |program: &Program, current: Option<u64>| {
+        for pid in program.native.processes() {
+            prlimit(Some(process(pid)), Resource::As, Rlimit { current, maximum: None }).unwrap();
+        }
+    };
+    limit(&program, Some(2 * PAGE_SIZE));
+    assert!(program.run().is_none());
+    assert_eq!((program.rip(), program.native.stats.foreign), (CODE, 1));
+    limit(&program, None);
+    program.native.stats.foreign = 0;
+    assert_eq!(program.rax(), 7);
+    assert_eq!(program.cpu.rflags & rflags::IF, rflags::IF);
+    assert_eq!(program.cpu.regs[RIP as usize], CODE + 3);
+}
