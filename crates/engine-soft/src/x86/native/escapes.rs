@@ -1,11 +1,11 @@
 //! Hostile programs in jails: what they reach, and what they learn. Each of them really runs in one.
 
-use engine::x86::bits::rflags;
+use engine::x86::bits::{cr4, rflags};
 use mem::{Bytes, GuestAddress, PAGE_SIZE};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::super::exception::vector;
-use super::super::op::{RIP, reg};
+use super::super::op::{RIP, reg, seg};
 use super::super::testing::{CODE, DATA};
 use super::jail::Jail;
 use super::testing::{BARE_CODE, BARE_DATA, Program, READ, bare};
@@ -116,6 +116,36 @@ fn clocks_are_refused() {
         let (mut jail, _ram) = bare(code);
         assert!(matches!(jail.run(), Stop::Signal(libc::SIGSEGV, libc::SI_KERNEL, _)), "{code:x?}");
     }
+}
+
+#[test]
+fn segment_bases_are_only_changed_where_the_guest_lets_programs_do_that() {
+    // An old kernel takes a GS base in the upper half for its own.
+    let base = 0xffff_8000_1234_5678;
+    for (enabled, seen) in [(0, 0), (cr4::FSGSBASE, base)] {
+        let mut program = Program::new(&[0xf3, 0x48, 0x0f, 0xae, 0xdf, 0x0f, 0x05]); // wrgsbase rdi; syscall
+        program.cpu.cr4 |= enabled;
+        program.cpu.regs[reg::RDI as usize] = base;
+        program.run();
+        assert_eq!(program.cpu.segs[seg::GS as usize].base, seen);
+    }
+}
+
+#[test]
+fn a_program_that_goes_over_to_32_bit_code_is_there_afterwards() {
+    let mut program = Program::new(&in_32_bits(CODE, &[0xcd, 0x80]));
+    assert!(program.run().is_none());
+    assert_eq!((program.cs(), program.cpu.mode.code_bits, program.rip()), (0x23, 32, CODE + 9));
+    assert!(!program.cpu.mode.long64);
+}
+
+#[test]
+fn selectors_of_code_are_loaded_as_what_they_are() {
+    // mov eax, 0x33; mov ds, eax; syscall
+    let mut program = Program::new(&[0xb8, 0x33, 0, 0, 0, 0x8e, 0xd8, 0x0f, 0x05]);
+    program.rax();
+    let ds = program.cpu.segs[seg::DS as usize];
+    assert_eq!((ds.selector, ds.access), (0x33, 0xa0fb));
 }
 
 #[test]

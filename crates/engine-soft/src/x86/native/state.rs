@@ -3,12 +3,13 @@
 use std::io::Error;
 
 use engine::x86::Segment;
-use engine::x86::bits::rflags;
+use engine::x86::bits::{cr4, rflags};
 
 use super::super::cpu::Cpu;
+use super::super::exception::vector;
 use super::super::fpu::{Fpu, Ymm};
 use super::super::op::{RIP, reg, seg};
-use super::super::segment::{flat_segment, null_segment};
+use super::super::segment::flat_segment;
 use super::tracee::Tracee;
 
 /// The selectors of 64-bit programs, which Linux, Windows and the host have in common.
@@ -16,6 +17,8 @@ pub const USER_CODE: u16 = 0x33;
 pub const USER_DATA: u16 = 0x2b;
 /// Access rights of flat user data.
 const DATA: u16 = 0xc0f3;
+/// Access rights of flat 32-bit user code.
+const CODE32: u16 = 0xc0fb;
 /// The flags that a program can change.
 const FLAGS: u64 = rflags::CF
     | rflags::PF
@@ -111,13 +114,7 @@ impl Registers {
         if cpu.rflags & rflags::AC != aligned {
             cpu.update_mode();
         }
-        for (number, selector) in
-            [(seg::DS, regs.ds), (seg::ES, regs.es), (seg::FS, regs.fs), (seg::GS, regs.gs)]
-        {
-            reload(&mut cpu.segs[number as usize], selector as u16);
-        }
-        cpu.segs[seg::FS as usize].base = regs.fs_base;
-        cpu.segs[seg::GS as usize].base = regs.gs_base;
+        store_segments(cpu, &regs);
         jail.fetch_xstate()?;
         cpu.fpu.read_components(jail.xstate());
         let extended = Extended::of(&cpu.fpu);
@@ -129,9 +126,36 @@ impl Registers {
     }
 }
 
-/// The program may have loaded one of the selectors that the host has for it too.
-fn reload(segment: &mut Segment, selector: u16) {
-    if segment.selector != selector {
-        *segment = if selector & !3 == 0 { null_segment(selector) } else { flat_segment(selector, DATA) };
+/// The program may have loaded selectors that the host has for it too, CS among them: with a far jump to 32-bit
+/// code.
+fn store_segments(cpu: &mut Cpu, regs: &libc::user_regs_struct) {
+    let selectors =
+        [(seg::CS, regs.cs), (seg::DS, regs.ds), (seg::ES, regs.es), (seg::FS, regs.fs), (seg::GS, regs.gs)];
+    for (number, selector) in selectors {
+        let selector = selector as u16;
+        if cpu.segs[number as usize].selector != selector {
+            cpu.segs[number as usize] = loaded(cpu, number, selector);
+            cpu.update_mode();
+        }
     }
+    for (number, base) in [(seg::FS, regs.fs_base), (seg::GS, regs.gs_base)] {
+        // A kernel that does not let programs write bases may take one in its half for its own. The host
+        // does let them, but a selector brings no other base than 0.
+        if cpu.cr4 & cr4::FSGSBASE != 0 || base == 0 {
+            cpu.segs[number as usize].base = base;
+        }
+    }
+}
+
+/// What the guest's table has for a selector, as far as it agrees with the host's.
+fn loaded(cpu: &mut Cpu, number: u8, selector: u16) -> Segment {
+    let cr2 = cpu.cr2;
+    let segment = if number == seg::CS {
+        let descriptor = cpu.descriptor(selector, vector::GP).ok();
+        descriptor.filter(|found| found.code() && found.present()).map(|found| found.segment(selector))
+    } else {
+        cpu.data_segment(selector, vector::GP).ok()
+    };
+    cpu.cr2 = cr2; // nothing has been raised
+    segment.unwrap_or_else(|| flat_segment(selector, if number == seg::CS { CODE32 } else { DATA }))
 }
