@@ -149,6 +149,21 @@ fn selectors_of_code_are_loaded_as_what_they_are() {
 }
 
 #[test]
+fn a_jail_has_nothing_of_the_program_that_had_it_before() {
+    if !std::arch::is_x86_feature_detected!("avx512bw") {
+        return;
+    }
+    let mut program = Program::new(&[0xc4, 0xe1, 0xfb, 0x92, 0xcf, 0x0f, 0x05]); // kmovq k1, rdi; syscall
+    program.native.cells.truncate(1);
+    program.rax();
+    program.poke(CODE, &[0xc4, 0xe1, 0xfb, 0x93, 0xc1, 0x0f, 0x05]); // kmovq rax, k1; syscall
+    assert_eq!(program.rax(), DATA, "it is still there, in its own jail");
+    let cr3 = program.cpu.cr3;
+    program.cpu.write_cr3(cr3).unwrap();
+    assert_eq!(program.rax(), 0);
+}
+
+#[test]
 fn what_shows_the_hosts_cpu_is_left_to_the_translator() {
     for code in [&[0x0f, 0xa2, 0x90, 0x90], &[0xf3, 0x0f, 0xc7, 0xf8], &[0x0f, 0x01, 0xd0, 0x90]] {
         let mut program = Program::new(code);

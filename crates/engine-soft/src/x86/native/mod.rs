@@ -42,6 +42,7 @@ use crate::vm::{Shared, attention};
 use cell::{Cell, Left};
 use jail::Jail;
 use policy::Policy;
+use state::Registers;
 use stats::Stats;
 use suits::suits;
 pub use tracee::kick;
@@ -254,6 +255,7 @@ impl Native {
         let cell = &mut self.cells[oldest];
         self.stats.flushes += 1;
         cell.mirror.clear(&cell.jail, &cpu.tlb.flushes_log);
+        cell.registers = Registers::default(); // its registers are more than we know of
         oldest
     }
 }

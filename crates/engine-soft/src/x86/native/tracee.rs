@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 const NT_X86_XSTATE: usize = 0x202;
-/// More than any CPU's state without AMX.
-const XSTATE_ROOM: usize = 4096;
+/// More than any CPU's state, which is 11,008 bytes with AMX. The kernel takes it whole or not at all.
+const XSTATE_ROOM: usize = 16384;
 /// Goes on up to the next system call, which is not executed (ptrace(2)); not in the libc crate.
 const PTRACE_SYSEMU: u32 = 31;
 
