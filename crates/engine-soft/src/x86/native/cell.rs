@@ -105,6 +105,9 @@ impl Cell {
     }
 }
 
+/// Why there is a `SIGSYS` (siginfo.h): the filter of system calls.
+const SYS_SECCOMP: i32 = 1;
+
 /// What a program that stopped, not for a page, wants next.
 fn leave(cpu: &mut Cpu, stats: &mut Stats, stop: Stop) -> Left {
     let rip = &mut cpu.regs[RIP as usize];
@@ -115,8 +118,13 @@ fn leave(cpu: &mut Cpu, stats: &mut Stats, stop: Stop) -> Left {
             *rip = rip.wrapping_sub(2);
             Left::Call
         }
+        // Nothing that the program did, but a kick, or a signal of somebody on the host.
+        Stop::Signal(_, code, _) if code <= 0 => {
+            stats.kicks += 1;
+            Left::Attend
+        }
         // The kernel skips a call into its vsyscall page, which the guest may have too.
-        Stop::Signal(libc::SIGSYS, _, call) => {
+        Stop::Signal(libc::SIGSYS, SYS_SECCOMP, call) => {
             *rip = call;
             let rsp = &mut cpu.regs[reg::RSP as usize];
             *rsp = rsp.wrapping_sub(8);
@@ -129,17 +137,20 @@ fn leave(cpu: &mut Cpu, stats: &mut Stats, stop: Stop) -> Left {
             cpu.regs[RIP as usize] = at.wrapping_sub(if short { 1 } else { 2 });
             Left::Interpret
         }
+        // Behind INT1; where the host is a guest itself, at it.
+        Stop::Signal(libc::SIGTRAP, libc::TRAP_BRKPT, _) => {
+            let at = *rip;
+            let behind = byte_before(cpu, at) == Some(0xf1);
+            cpu.regs[RIP as usize] = at.wrapping_sub(behind.into());
+            Left::Interpret
+        }
         // A step, by TF.
         Stop::Signal(libc::SIGTRAP, ..) => {
             cpu.debug_trap |= DR6_BS;
             Left::Interpret
         }
         Stop::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE, ..) => Left::Interpret,
-        // A kick.
-        _ => {
-            stats.kicks += 1;
-            Left::Attend
-        }
+        _ => Left::Attend,
     }
 }
 

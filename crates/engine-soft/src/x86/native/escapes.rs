@@ -2,13 +2,14 @@
 
 use engine::x86::bits::{cr4, rflags};
 use mem::{Bytes, GuestAddress, PAGE_SIZE};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
-use super::super::exception::vector;
+use super::super::cpu::Cpu;
+use super::super::exception::{Exception, Exec, vector};
 use super::super::op::{RIP, reg, seg};
 use super::super::testing::{CODE, DATA};
 use super::jail::Jail;
-use super::testing::{BARE_CODE, BARE_DATA, Program, READ, bare};
+use super::testing::{BARE_CODE, BARE_DATA, Program, READ, bare, ring3};
 use super::tracee::Stop;
 
 /// What the host says of a jail's process.
@@ -115,6 +116,79 @@ fn clocks_are_refused() {
     for code in [&[0x0f, 0x31, 0x90], &[0x0f, 0x01, 0xf9]] {
         let (mut jail, _ram) = bare(code);
         assert!(matches!(jail.run(), Stop::Signal(libc::SIGSEGV, libc::SI_KERNEL, _)), "{code:x?}");
+    }
+}
+
+/// How a program ends: with an exception, or in its kernel.
+fn ending(cpu: &Cpu, result: Exec) -> Option<Option<Exception>> {
+    match result {
+        Err(exception) => Some(Some(exception)),
+        Ok(()) => (cpu.cpl != 3).then_some(None),
+    }
+}
+
+#[test]
+fn what_a_program_raises_is_what_it_raises_on_a_cpu_of_its_own() {
+    let traps: [&[u8]; 17] = [
+        &[0xcc],                                                 // int3
+        &[0xcd, 0x03],                                           // int 3
+        &[0xcd, 0x81],                                           // int 0x81
+        &[0xf1],                                                 // int1
+        &[0x0f, 0x0b],                                           // ud2
+        &[0x31, 0xc9, 0xf7, 0xf1],                               // xor ecx, ecx; div ecx
+        &[0x68, 0x02, 0x03, 0, 0, 0x9d, 0x90, 0x90],             // push 0x302; popf; nop; nop
+        &[0x68, 0x02, 0x02, 4, 0, 0x9d, 0x48, 0x8b, 0x47, 0x01], // push 0x40202; popf; mov rax, [rdi + 1]
+        &[0xf4],                                                 // hlt
+        &[0xec],                                                 // in al, dx
+        &[0xfa],                                                 // cli
+        &[0x0f, 0x22, 0xd8],                                     // mov cr3, rax
+        &[0x0f, 0x23, 0xf8],                                     // mov dr7, rax
+        &[0xb8, 0x73, 0, 0, 0, 0x8e, 0xd8],                      // mov eax, 0x73; mov ds, eax
+        &[0xb8, 0x07, 0, 0, 0, 0x8e, 0xe0],                      // mov eax, 7; mov fs, eax
+        &[0x0f, 0x00, 0xd0],                                     // lldt ax
+        &[0x48, 0xb8, 0, 0, 0, 0, 0, 0x80, 0, 0, 0x48, 0x8b, 0], // mov rax, 1 << 47; mov rax, [rax]
+    ];
+    for code in traps {
+        let code = [code, &[0x0f, 0x0b]].concat();
+        let mut alone = ring3(&code);
+        alone.cpu.regs[reg::RDI as usize] = DATA;
+        let expected = loop {
+            let result = alone.guest.step();
+            if let Some(end) = ending(&alone.cpu, result) {
+                break end;
+            }
+        };
+        let mut program = Program::new(&code);
+        let mut left = program.run();
+        let end = loop {
+            let result = left.unwrap_or_else(|| program.guest.step());
+            if let Some(end) = ending(&program.cpu, result) {
+                break end;
+            }
+            left = program.go_on();
+        };
+        assert_eq!(end, expected, "{code:x?}");
+        let state = |cpu: &Cpu| (cpu.regs, cpu.rflags, cpu.dr[6], cpu.cr2);
+        assert_eq!(state(&program.cpu), state(&alone.cpu), "{code:x?}");
+        assert_ne!(program.native.stats.entries, 0);
+    }
+}
+
+#[test]
+fn signals_from_outside_change_nothing() {
+    for signal in [Signal::SYS, Signal::TRAP, Signal::SEGV, Signal::TERM, Signal::STOP] {
+        let mut program = Program::new(&[0x48, 0xff, 0xc0, 0xeb, 0xfb]); // inc rax; jmp back
+        let pids = program.native.processes();
+        let sender = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            for pid in pids {
+                kill_process(process(pid), signal).unwrap();
+            }
+        });
+        assert_eq!(program.run(), Some(Ok(())), "{signal:?}");
+        sender.join().unwrap();
+        assert!((CODE..CODE + 5).contains(&program.rip()), "{signal:?}: {:#x}", program.rip());
+        assert_eq!(program.rsp(), super::super::systest::System::STACK);
     }
 }
 
