@@ -39,15 +39,15 @@ fn differs(rest: &[u8], host: Differences) -> bool {
     let third = rest.get(1).copied().unwrap_or(0);
     let (register, memory) = (third >> 3 & 7, third < 0xc0);
     match second {
-        0x00 => register < 2,                                      // SLDT, STR
-        0x01 if memory => matches!(register, 0 | 1 | 4),           // SGDT, SIDT, SMSW
-        0x01 => register == 4 || third == 0xd0,                    // SMSW, XGETBV
-        0x02 | 0x03 => true,                                       // LAR, LSL
-        0x34 => true,                                              // SYSENTER
-        0xa2 => true,                                              // CPUID
+        0x00 => matches!(register, 0 | 1 | 4 | 5), // SLDT, STR, VERR, VERW
+        0x01 if memory => matches!(register, 0 | 1 | 4), // SGDT, SIDT, SMSW
+        0x01 => register == 4 || matches!(third, 0xd0 | 0xfd), // SMSW, XGETBV, RDPRU
+        0x02 | 0x03 => true,                       // LAR, LSL
+        0x34 => true,                              // SYSENTER
+        0xa2 => true,                              // CPUID
         0xae => host.state && memory && matches!(register, 4..=6), // XSAVE, XRSTOR, XSAVEOPT
-        0xc7 if memory => host.state && register == 4,             // XSAVEC
-        0xc7 => third >= 0xf8,                                     // RDPID, RDSEED
+        0xc7 if memory => host.state && register == 4, // XSAVEC
+        0xc7 => third >= 0xf8,                     // RDPID, RDSEED
         _ => false,
     }
 }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_shows_the_hosts_cpu_is_found_wherever_it_is() {
-        let shown: [&[u8]; 8] = [
+        let shown: [&[u8]; 10] = [
             &[0x0f, 0xa2, 0x90, 0x90],
             &[0x0f, 0x01, 0xd0, 0x90],
             &[0x0f, 0x01, 0x04, 0x24],
@@ -107,6 +107,8 @@ mod tests {
             &[0x0f, 0x00, 0xc0, 0x90],
             &[0x0f, 0x34, 0x90, 0x90],
             &[0x0f, 0x01, 0xe0, 0x90],
+            &[0x0f, 0x01, 0xfd, 0x90],
+            &[0x0f, 0x00, 0xe0, 0x90],
         ];
         for code in shown {
             for at in [0, 4, 8, 16, 2000, 4096 - code.len()] {
