@@ -1,4 +1,4 @@
-//! The small devices that software expects of a PC: UART, RTC, PIT, PIC, IOAPIC, power control,
+//! The small devices that software expects of a PC: UART, RTC, PIT, HPET, PIC, IOAPIC, power control,
 //! debug exit; and what test suites drive a machine with.
 //!
 //! Every device is one file: what it models and where the specification is, its registers, its state
@@ -8,6 +8,7 @@
 
 mod acpi_pm;
 mod debug_exit;
+mod hpet;
 mod i8042;
 mod ioapic;
 mod output;
@@ -27,6 +28,7 @@ mod uart;
 
 pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use debug_exit::DebugExit;
+pub use hpet::{ComparatorState, Hpet, HpetLines, HpetState};
 pub use i8042::{I8042, I8042State};
 pub use ioapic::{IoApic, IoApicState};
 pub use part::Parts;

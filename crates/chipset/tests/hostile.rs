@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use chipset::{
-    AcpiPm, DualPic, I8042, IoApic, MemorySizes, Pit, Port61, Port92, Post, PowerSink, ResetControl, Rtc,
-    Uart,
+    AcpiPm, DualPic, Hpet, HpetLines, I8042, IoApic, MemorySizes, Pit, Port61, Port92, Post, PowerSink,
+    ResetControl, Rtc, Uart,
 };
 use device::{Device, IrqLine, IrqSink, Msi, MsiSink, Snapshot, Timers};
 
@@ -73,6 +73,7 @@ fn no_sequence_of_accesses_harms_a_device() {
     torment_and_keep(&Mutex::new(DualPic::new(|_| {})), 6);
     torment_and_keep(&Mutex::new(IoApic::new(1, Arc::new(Nowhere))), 0x50);
     torment_and_keep(&Mutex::new(I8042::new(power())), 5);
+    torment_and_keep(&Hpet::new(HpetLines::new(Arc::new(Nowhere)), &timers), 0x180);
     torment_and_keep(&Mutex::new(Port92::new(power())), 1);
     torment_and_keep(&Mutex::new(Post::default()), 1);
     torment_and_keep(&Mutex::new(ResetControl::new(power())), 1);
