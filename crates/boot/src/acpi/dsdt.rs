@@ -1,5 +1,5 @@
 //! DSDT: the PCI root with its windows and interrupt routing, the motherboard's reservations, COM1,
-//! RTC and soft-off.
+//! RTC, HPET and soft-off.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If,
@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
-use super::{AcpiParams, bytes};
+use super::{AcpiParams, bytes, hpet};
 
 const PCI_SLOTS: u32 = 32;
 const PCI_PINS: u32 = 4;
@@ -25,6 +25,9 @@ pub(super) fn body(params: &AcpiParams) -> Vec<u8> {
         body.extend(isa_device("_SB_.COM1", "PNP0501", port, 8, irq));
     }
     body.extend(isa_device("_SB_.RTC_", "PNP0B00", RTC_PORT, 2, RTC_IRQ));
+    if let Some(hpet) = params.hpet {
+        body.extend(memory_device("_SB_.HPET", "PNP0103", hpet.address, hpet::SIZE));
+    }
     let s5 = params.s5_type;
     body.extend(bytes(&Name::new("\\_S5_".into(), &Package::new(vec![&s5, &s5, &ZERO, &ZERO]))));
     body
@@ -137,6 +140,17 @@ fn isa_device(path: &str, hid: &str, port: u16, ports: u8, irq: u8) -> Vec<u8> {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![&IO::new(port, port, 1, ports), &IsaIrq(irq)]),
             ),
+        ],
+    ))
+}
+
+fn memory_device(path: &str, hid: &str, address: u32, size: u32) -> Vec<u8> {
+    bytes(&Device::new(
+        path.into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new(hid)),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&Memory32Fixed::new(true, address, size)])),
         ],
     ))
 }

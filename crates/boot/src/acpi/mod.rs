@@ -1,10 +1,11 @@
 //! ACPI tables (ACPI Specification 6.5): what a guest learns about the board.
 //!
-//! The machine says what is where ([`AcpiParams`]); [`build`] makes RSDP, XSDT, FADT, FACS, DSDT, MADT
-//! and MCFG and writes them into the ROM area, the RSDP first.
+//! The machine says what is where ([`AcpiParams`]); [`build`] makes RSDP, XSDT, FADT, FACS, DSDT, MADT,
+//! MCFG and, of a machine that has one, HPET, and writes them into the ROM area, the RSDP first.
 
 mod dsdt;
 mod fadt;
+mod hpet;
 mod madt;
 mod table;
 
@@ -82,8 +83,21 @@ pub struct AcpiParams {
     pub mmio64: Range<u64>,
     /// INTx pin `p` (0 = A) of slot `s` is GSI `base + (s + p) % count`, level, active low.
     pub intx: Intx,
+    /// High precision event timers.
+    pub hpet: Option<Hpet>,
     /// First port and IRQ of COM1.
     pub com1: Option<(u16, u8)>,
+}
+
+/// Where high precision event timers are, and what they say of themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Hpet {
+    /// Address of their registers (1 KiB).
+    pub address: u32,
+    /// The low half of their capabilities register.
+    pub id: u32,
+    /// The least period that they keep, in ticks.
+    pub min_ticks: u16,
 }
 
 /// How PCI interrupt pins reach the IOAPIC.
@@ -120,6 +134,7 @@ impl AcpiParams {
             mmio32: 0xc000_0000..0xe000_0000,
             mmio64: 0x40_0000_0000..0x80_0000_0000,
             intx: Intx { base: 16, count: 8 },
+            hpet: None,
             com1: Some((0x3f8, 4)),
         }
     }
@@ -164,13 +179,14 @@ fn image(params: &AcpiParams, base: u64) -> Vec<u8> {
     let mut image = vec![0; Rsdp::len()];
     let facs = place(&mut image, base, &bytes(&FACS::new()));
     let dsdt = place(&mut image, base, &table(b"DSDT", 2, &dsdt::body(params)));
-    let tables = [
+    let mut tables = vec![
         fadt::fadt(params, facs as u32, dsdt as u32),
         table(b"APIC", madt::REVISION, &madt::body(params)),
         table(b"MCFG", 1, &mcfg(params)),
     ];
-    let addresses = tables.map(|table| place(&mut image, base, &table));
-    let pointers: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
+    tables.extend(params.hpet.map(|hpet| table(b"HPET", 1, &hpet::body(&hpet))));
+    let addresses = tables.iter().map(|table| place(&mut image, base, table));
+    let pointers: Vec<u8> = addresses.flat_map(|address| address.to_le_bytes()).collect();
     let xsdt = place(&mut image, base, &table(b"XSDT", 1, &pointers));
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     image[..rsdp.len()].copy_from_slice(&rsdp);

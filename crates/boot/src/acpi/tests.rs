@@ -79,6 +79,20 @@ fn a_guest_finds_every_table_with_a_right_checksum() {
     assert_eq!((u64_at(&mcfg, 44), mcfg[54], mcfg[55]), (0xe000_0000, 0, 0));
 }
 
+fn with_hpet() -> AcpiParams {
+    let hpet = Hpet { address: 0xfed0_0000, id: 0x8086_a201, min_ticks: 10_000 };
+    AcpiParams { hpet: Some(hpet), ..AcpiParams::pc(4) }
+}
+
+#[test]
+fn a_guest_finds_the_event_timers_of_a_machine_that_has_them() {
+    let (ram, rsdp) = tables(&with_hpet());
+    let hpet = one(&follow(&ram, rsdp), "HPET");
+    assert_eq!((hpet.len(), u32_at(&hpet, 36)), (56, 0x8086_a201));
+    assert_eq!((&hpet[40..44], u64_at(&hpet, 44)), (&[0, 64, 0, 0][..], 0xfed0_0000));
+    assert_eq!(hpet[52..], [0, 0x10, 0x27, 1]);
+}
+
 /// (type, body) of each interrupt controller structure.
 fn structures(madt: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut rest = &madt[44..];
@@ -158,14 +172,24 @@ fn disassemble(table: &[u8], signature: &str) -> Option<String> {
 
 #[test]
 fn acpica_reads_the_tables_and_compiles_its_reading_without_warnings() {
-    let (ram, rsdp) = tables(&AcpiParams::pc(300));
+    let (ram, rsdp) = tables(&AcpiParams { apic_ids: (0..300).collect(), ..with_hpet() });
     for (signature, table) in follow(&ram, rsdp) {
         let Some(text) = disassemble(&table, &signature) else { return };
         let expected: &[&str] = match signature.as_str() {
             "FACP" => &["Control Method Power Button (V1) : 0", "Reset Register Supported (V2) : 1"],
             "APIC" => &["[Interrupt Source Override]", "[Processor Local x2APIC]"],
             "MCFG" => &["00000000E0000000"],
-            "DSDT" => &["PNP0A08", "_OSC", "0x001FFFFF", "PNP0501", "PNP0B00", "_S5", "0x0000004000000000"],
+            "HPET" => &["8086A201", "00000000FED00000", "2710"],
+            "DSDT" => &[
+                "PNP0A08",
+                "_OSC",
+                "PNP0103",
+                "0x001FFFFF",
+                "PNP0501",
+                "PNP0B00",
+                "_S5",
+                "0x0000004000000000",
+            ],
             other => panic!("unexpected table {other}"),
         };
         for part in expected {
