@@ -59,6 +59,29 @@ fn boots_the_generic_kernel_with_4_cpus_and_256_mib() {
 
 #[test]
 #[ignore = "boots a guest: make guest-test"]
+fn linux_sees_the_hpet_that_was_asked_for_and_keeps_its_own_clock() {
+    let clocks = "/sys/devices/system/clocksource/clocksource0";
+    let look = format!(
+        "cd {clocks}; echo offers: $(cat available_clocksource); echo takes: $(cat current_clocksource); \
+         dmesg | grep hpet; echo hpet > current_clocksource; sleep 1; echo then: $(cat current_clocksource)"
+    );
+    let boot = |words: &str| {
+        let guest = Ospite::run().kernel(&cloud_kernel()).append(words).guest_command(&look);
+        powers_off(guest.arg("--hpet").start().end(240))
+    };
+    let seen = boot("quiet");
+    for part in ["kvm-clock hpet acpi_pm", "takes: tsc", "3 comparators, 64-bit 100.000000 MHz", "then: hpet"]
+    {
+        assert!(seen.contains(part), "no {part} in:\n{seen}");
+    }
+    assert!(!seen.contains("BUG") && !seen.contains("WARN"), "{seen}");
+    // And one that has no other timer, and no I/O APIC to route it.
+    let seen = boot("quiet nolapic noapic");
+    assert!(seen.contains("then: hpet"), "{seen}");
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
 fn the_end_of_standard_input_ends_nothing() {
     let mut session = Ospite::run().kernel(&cloud_kernel()).guest_command("echo still here").start();
     session.close_keyboard();

@@ -136,6 +136,7 @@ fn spec(disk: &Path, cpus: u32) -> VmSpec {
             cmdline: format!("console=ttyS0 quiet panic=-1 ospite.modules=virtio ospite.run=\"{run}\""),
         },
         nets: Vec::new(),
+        hpet: true,
         test_device: false,
         agent: false,
     }

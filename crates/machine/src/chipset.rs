@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chipset::{
-    AcpiPm, AcpiPmState, DebugExit, DualPic, DualPicState, I8042, I8042State, IoApic, IoApicState, IrqRouter,
-    MemorySizes, Pit, PitState, Port61, Port92, Port92State, Post, PostState, PowerSink, ResetControl,
-    ResetControlState, Rtc, RtcState, TestDevice, TestDeviceState, Uart, UartState,
+    AcpiPm, AcpiPmState, DebugExit, DualPic, DualPicState, Hpet, HpetLines, HpetState, I8042, I8042State,
+    IoApic, IoApicState, IrqRouter, MemorySizes, Pit, PitState, Port61, Port92, Port92State, Post, PostState,
+    PowerSink, ResetControl, ResetControlState, Rtc, RtcState, TestDevice, TestDeviceState, Uart, UartState,
 };
 use device::{Bus, BusDevice, Device, IrqLine, IrqSink, MsiSink, Overlap, Snapshot, Timers};
 use engine::Vm;
@@ -27,6 +27,7 @@ pub(crate) struct Wiring<'a> {
     pub(crate) memory: MemorySizes,
     pub(crate) cpus: u32,
     pub(crate) ioapic_id: u8,
+    pub(crate) hpet: bool,
     pub(crate) test_device: bool,
 }
 
@@ -53,6 +54,9 @@ pub struct ChipsetState {
     pub post: PostState,
     /// Reset control register.
     pub reset_control: ResetControlState,
+    /// High precision event timers, on a machine that has them.
+    #[serde(default)]
+    pub hpet: Option<HpetState>,
     /// Test device, on a machine that has it.
     pub test_device: Option<TestDeviceState>,
 }
@@ -72,6 +76,7 @@ pub(crate) struct Chipset {
     post: Arc<Mutex<Post>>,
     reset_control: Arc<Mutex<ResetControl>>,
     debug_exit: Arc<Mutex<DebugExit>>,
+    hpet: Option<Arc<Mutex<Hpet>>>,
     test_device: Option<Arc<Mutex<TestDevice>>>,
 }
 
@@ -86,10 +91,16 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
 
 impl Chipset {
     pub(crate) fn new(wiring: Wiring<'_>) -> Result<Chipset, Error> {
-        let Wiring { vm, msi, power, timers, serial_out, memory, cpus, ioapic_id, test_device } = wiring;
+        let Wiring { vm, msi, power, timers, serial_out, memory, cpus, ioapic_id, hpet, test_device } =
+            wiring;
         let pic = shared(DualPic::new(move |high| vm.set_extint(high)));
         let ioapic = shared(IoApic::new(ioapic_id, msi));
-        let irqs: Arc<dyn IrqSink> = Arc::new(IrqRouter::new(pic.clone(), ioapic.clone()));
+        let mut irqs: Arc<dyn IrqSink> = Arc::new(IrqRouter::new(pic.clone(), ioapic.clone()));
+        let hpet = hpet.then(|| {
+            let lines = HpetLines::new(irqs.clone());
+            irqs = lines.clone();
+            Hpet::new(lines, timers)
+        });
         let line = |irq| IrqLine::new(irqs.clone(), irq);
         let com1 = Uart::new(line(irq::COM1), serial_out, timers)
             .map_err(|source| Error::Thread { what: "the serial port", source })?;
@@ -103,6 +114,7 @@ impl Chipset {
             post: shared(Post::default()),
             reset_control: shared(ResetControl::new(power.clone())),
             debug_exit: shared(DebugExit::new(power)),
+            hpet,
             test_device: test_device.then(|| shared(TestDevice::new(line))),
             pic,
             ioapic,
@@ -130,6 +142,9 @@ impl Chipset {
         for (range, device) in parts {
             ports.insert(range, device)?;
         }
+        if let Some(hpet) = &self.hpet {
+            mmio.insert(layout::HPET, Hpet::at(hpet))?;
+        }
         if let Some(test_device) = &self.test_device {
             for (range, device) in TestDevice::ports(test_device, layout::TEST_LATCH, layout::TEST_LINES) {
                 ports.insert(range, device)?;
@@ -151,6 +166,9 @@ impl Chipset {
         lock(&self.port92).reset();
         lock(&self.post).reset();
         lock(&self.reset_control).reset();
+        if let Some(hpet) = &self.hpet {
+            lock(hpet).reset();
+        }
         if let Some(test_device) = &self.test_device {
             lock(test_device).reset();
         }
@@ -170,6 +188,7 @@ impl Chipset {
             port92: lock(&self.port92).save(),
             post: lock(&self.post).save(),
             reset_control: lock(&self.reset_control).save(),
+            hpet: self.hpet.as_ref().map(|device| lock(device).save()),
             test_device: self.test_device.as_ref().map(|device| lock(device).save()),
         }
     }
@@ -188,6 +207,7 @@ impl Chipset {
             port92,
             post,
             reset_control,
+            hpet,
             test_device,
         } = state;
         lock(&self.com1).restore(com1)?;
@@ -198,6 +218,10 @@ impl Chipset {
         lock(&self.port92).restore(port92)?;
         lock(&self.post).restore(post)?;
         lock(&self.reset_control).restore(reset_control)?;
+        match (&self.hpet, hpet) {
+            (Some(here), Some(saved)) => lock(here).restore(saved)?,
+            (here, saved) => same("HPETs", saved.is_some().into(), here.is_some().into())?,
+        }
         match (&self.test_device, test_device) {
             (Some(here), Some(saved)) => lock(here).restore(saved)?,
             (here, saved) => same("test devices", saved.is_some().into(), here.is_some().into())?,
@@ -228,6 +252,9 @@ impl Chipset {
             DeviceInfo::memory("local APICs (engine)", layout::LAPIC..layout::LAPIC + 0x1000),
             DeviceInfo::memory("PCI Express configuration", layout::ECAM),
         ];
+        if self.hpet.is_some() {
+            devices.push(DeviceInfo::memory("HPET", layout::HPET));
+        }
         if let Some(test_device) = &self.test_device {
             let [latch, lines] = TestDevice::ports(test_device, layout::TEST_LATCH, layout::TEST_LINES);
             devices.push(ports("test device: a port to write and read", latch.0, None));

@@ -4,7 +4,7 @@ use boot::acpi::{self, AcpiParams};
 use boot::{Entry, Initrd, Kernel, LoadParams, MemoryMap};
 use mem::GuestRam;
 
-use crate::layout::ECAM;
+use crate::layout::{self, ECAM};
 use crate::{BootSpec, Error};
 
 /// Everything that is loaded at power-on and again at each reset. The files were read and checked
@@ -17,12 +17,17 @@ pub(crate) struct Firmware {
 }
 
 impl Firmware {
-    pub(crate) fn open(spec: &BootSpec, cpus: u32) -> Result<Firmware, Error> {
+    pub(crate) fn open(spec: &BootSpec, cpus: u32, hpet: bool) -> Result<Firmware, Error> {
+        let hpet = hpet.then_some(acpi::Hpet {
+            address: layout::HPET.start as u32,
+            id: chipset::Hpet::ID,
+            min_ticks: chipset::Hpet::MIN_TICKS,
+        });
         Ok(Firmware {
             kernel: Kernel::open(&spec.kernel)?,
             initrd: spec.initrd.as_ref().map(Initrd::open).transpose()?,
             cmdline: spec.cmdline.clone(),
-            acpi: AcpiParams::pc(cpus),
+            acpi: AcpiParams { hpet, ..AcpiParams::pc(cpus) },
         })
     }
 

@@ -11,6 +11,8 @@ pub const PCI_MMIO_32: Range<u64> = 0xc000_0000..0xe000_0000;
 pub const ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// I/O APIC registers.
 pub const IOAPIC: Range<u64> = 0xfec0_0000..0xfec0_1000;
+/// High precision event timers.
+pub const HPET: Range<u64> = 0xfed0_0000..0xfed0_0400;
 /// Local APIC registers. They belong to the engine.
 pub const LAPIC: u64 = 0xfee0_0000;
 /// BARs above RAM.

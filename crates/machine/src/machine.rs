@@ -49,7 +49,7 @@ impl Machine {
         }
         let mut laps = Laps::start();
         // The files first: their errors are the most likely ones and cost nothing.
-        let firmware = Firmware::open(&spec.boot, spec.cpus)?;
+        let firmware = Firmware::open(&spec.boot, spec.cpus, spec.hpet)?;
         laps.done("files");
         let ram = memory::map(spec.memory, spec.memory_backing, engine.memory())?;
         laps.done("memory");
@@ -71,6 +71,7 @@ impl Machine {
             memory: memory::sizes(&ram),
             cpus: spec.cpus,
             ioapic_id: firmware.ioapic_id(),
+            hpet: spec.hpet,
             test_device: spec.test_device,
         })?;
         let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));

@@ -28,6 +28,9 @@ pub struct VmSpec {
     pub boot: BootSpec,
     /// Network cards, in the order in which the guest sees them.
     pub nets: Vec<NetSpec>,
+    /// High precision event timers.
+    #[serde(default)]
+    pub hpet: bool,
     /// A device by which CPU test suites drive the machine.
     #[serde(default)]
     pub test_device: bool,

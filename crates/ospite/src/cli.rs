@@ -260,6 +260,11 @@ pub struct MachineArgs {
     #[command(flatten)]
     pub network: NetworkArgs,
 
+    /// Add high precision event timers (HPET). Few guests want them: the local APICs' timers, the TSC and
+    /// ACPI's timer do their work, and Linux starts more slowly with them
+    #[arg(long)]
+    pub hpet: bool,
+
     /// A reset by the guest, or a triple fault, ends the VM instead of restarting it
     #[arg(long)]
     pub no_reboot: bool,
@@ -272,7 +277,7 @@ pub struct RunArgs {
     /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
         "image", "disk_size", "engine", "cpus", "cpu", "memory", "memory_backing", "disks", "kernel", "initrd", "append",
-        "cloud_init", "console", "network", "publish", "allow", "no_reboot", "name", "stop_timeout",
+        "cloud_init", "console", "network", "publish", "allow", "hpet", "no_reboot", "name", "stop_timeout",
         "agent_socket", "stats", "dry_run", "test_device",
     ])]
     pub vm: Option<Name>,
@@ -313,8 +318,8 @@ pub struct RunArgs {
     pub stats: bool,
 
     /// Add what CPU test suites (kvm-unit-tests) drive a machine with: a port to write and read at 0xe0, a
-    /// port for each interrupt line from 0x2000 on, memory behind MMIO at 0xff000000. The debug-exit port
-    /// 0xf4 is on every machine
+    /// port for each interrupt line from 0x2000 on, memory behind MMIO at 0xff000000; and --hpet. The
+    /// debug-exit port 0xf4 is on every machine
     #[arg(long, conflicts_with = "image")]
     pub test_device: bool,
 

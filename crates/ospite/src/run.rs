@@ -57,6 +57,7 @@ fn spec(args: &RunArgs) -> Result<(VmSpec, Option<Seed>), Failure> {
         disks: disks.collect(),
         boot: BootSpec { kernel, initrd: machine.initrd.clone(), cmdline: cmdline(machine) },
         nets: network::cards(args.name(), &machine.network.settings()),
+        hpet: machine.hpet || args.test_device,
         test_device: args.test_device,
         agent: args.agent_socket.is_some(),
     };

@@ -65,6 +65,7 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
         disks: vec![disk],
         boot: BootSpec { kernel, initrd: None, cmdline: "console=ttyS0".into() },
         nets: vec![card(0)],
+        hpet: false,
         test_device: false,
         agent: true,
     }
@@ -75,6 +76,10 @@ fn card(index: u32) -> NetSpec {
 }
 
 fn bench() -> Bench {
+    bench_with(|_| {})
+}
+
+fn bench_with(change: impl FnOnce(&mut VmSpec)) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let (engine, screen) = (FakeEngine::default(), Screen::default());
     let host = HostIo {
@@ -82,7 +87,9 @@ fn bench() -> Bench {
         console_out: Some(Box::new(io::sink())),
         links: Vec::new(),
     };
-    let mut machine = Machine::build(&spec(&dir), &engine, host).unwrap();
+    let mut spec = spec(&dir);
+    change(&mut spec);
+    let mut machine = Machine::build(&spec, &engine, host).unwrap();
     let vcpus = machine.take_vcpus();
     Bench { machine, vcpus, engine, screen, dir }
 }
@@ -309,6 +316,34 @@ fn the_power_button_raises_a_level_interrupt_that_ends_with_its_eoi() {
         io.end_of_interrupt(0x29);
     });
     assert_eq!(msis(&b), 2);
+}
+
+#[test]
+fn an_hpet_that_was_asked_for_takes_the_pits_line_and_travels_with_the_machine() {
+    let (mut b, mut other) = (bench_with(|spec| spec.hpet = true), bench_with(|spec| spec.hpet = true));
+    b.guest(|io| {
+        assert_eq!(read32(io, 0xfed0_0000), 0x8086_a201);
+        route(io, 2, 0x22);
+        io.mmio_write(0xfed0_0100, &4u64.to_le_bytes()); // timer 0 interrupts
+        io.mmio_write(0xfed0_0108, &3_000_000u64.to_le_bytes()); // in 30 ms
+        io.mmio_write(0xfed0_0010, &3u64.to_le_bytes()); // on, with the legacy routes
+    });
+    let saved = b.machine.save(&b.vcpus).unwrap();
+    other.machine.restore(saved.clone(), &mut other.vcpus).unwrap();
+    for b in [&b, &other] {
+        let start = Instant::now();
+        while b.engine.wires.msis.lock().unwrap().is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(10), "no interrupt came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(*b.engine.wires.msis.lock().unwrap(), [engine::Msi { address: 0xfee0_0000, data: 0x22 }]);
+    }
+    b.machine.reset(&mut b.vcpus).unwrap();
+    b.guest(|io| assert_eq!(read32(io, 0xfed0_0010), 0));
+    let mut without = bench();
+    without.guest(|io| assert_eq!(read32(io, 0xfed0_0000), u32::MAX));
+    let error = without.machine.restore(saved, &mut without.vcpus).unwrap_err();
+    assert!(matches!(error, Error::OtherMachine { what: "HPETs", saved: 1, here: 0 }));
 }
 
 #[test]

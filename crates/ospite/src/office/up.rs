@@ -181,6 +181,7 @@ impl Site {
             cloud_init: member.cloud_init.as_ref().map(vms::told).transpose()?,
             engine: member.engine.clone(),
             console: Console::Serial,
+            hpet: false,
             no_reboot: false,
             network: settings,
             restart: member.restart,

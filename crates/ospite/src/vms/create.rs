@@ -52,6 +52,7 @@ pub fn definition(
             ConsoleKind::Serial => Console::Serial,
             ConsoleKind::Virtio => Console::Virtio,
         },
+        hpet: machine.hpet,
         no_reboot: machine.no_reboot,
         network: machine.network.settings(),
         restart: life.restart.into(),

@@ -43,6 +43,7 @@ pub fn spec(
         disks: disks.collect(),
         boot,
         nets: network::cards(name, &definition.network),
+        hpet: definition.hpet,
         test_device: false,
         agent: true,
     };

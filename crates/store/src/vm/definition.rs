@@ -48,6 +48,9 @@ pub struct Definition {
     /// Which console has the keyboard.
     #[serde(default)]
     pub console: Console,
+    /// It has high precision event timers.
+    #[serde(default)]
+    pub hpet: bool,
     /// A reset by the guest ends the VM.
     #[serde(default)]
     pub no_reboot: bool,
@@ -219,6 +222,7 @@ pub(super) mod tests {
             cloud_init: None,
             engine: "auto".into(),
             console: Console::Serial,
+            hpet: false,
             no_reboot: false,
             network: serde_json::from_str(r#"{"network":"office","publish":["8080:80"]}"#).unwrap(),
             restart: Restart::OnFailure,
