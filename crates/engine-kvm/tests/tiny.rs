@@ -12,6 +12,7 @@ use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm, skipped};
 use engine::x86::bits::{cr0, cr4};
 use engine::x86::{Activity, Segment};
 use engine::{Exit, Msi, Register, Vcpu};
+use engine_kvm::KvmEngine;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 guest!(
@@ -169,17 +170,28 @@ guest!(
 );
 const HANDLER: u64 = CODE + 0x80;
 
-/// Runs to the write of 1 to port 0x80, and sends then.
-fn interrupted(msi: Msi) -> Option<Guest> {
+/// A guest in long mode whose handler of this vector is at [`HANDLER`].
+fn handling(vector: u8, code: &[u8]) -> Option<(KvmEngine, Guest)> {
     let kvm = kvm()?;
-    let mut guest = Guest::long_mode(&kvm, wait_for_interrupt());
-    guest.handle((msi.data & 0xff) as u8, HANDLER);
+    let guest = Guest::long_mode(&kvm, code);
+    guest.handle(vector, HANDLER);
+    Some((kvm, guest))
+}
+
+/// Sends at each write of 1 to port 0x80.
+fn send_when_asked(guest: &Guest, msi: Msi) {
     let vm = guest.vm.clone();
     *guest.io.hook.lock().unwrap() = Some(Box::new(move |access| {
         if *access == Access::Out(0x80, vec![1]) {
             vm.send_msi(msi);
         }
     }));
+}
+
+/// Runs to the write of 1 to port 0x80, and sends then.
+fn interrupted(msi: Msi) -> Option<Guest> {
+    let (_, mut guest) = handling((msi.data & 0xff) as u8, wait_for_interrupt())?;
+    send_when_asked(&guest, msi);
     guest.run_to_end();
     // Completes the write that ended it, and what follows.
     Some(guest)
@@ -205,15 +217,8 @@ guest!(
 
 #[test]
 fn a_message_that_comes_often_arrives_each_time() {
-    let Some(kvm) = kvm() else { return };
-    let mut guest = Guest::long_mode(&kvm, count_interrupts());
-    guest.handle(0x41, HANDLER);
-    let vm = guest.vm.clone();
-    *guest.io.hook.lock().unwrap() = Some(Box::new(move |access| {
-        if *access == Access::Out(0x80, vec![1]) {
-            vm.send_msi(Msi { address: 0xfee0_0000, data: 0x41 });
-        }
-    }));
+    let Some((_, mut guest)) = handling(0x41, count_interrupts()) else { return };
+    send_when_asked(&guest, Msi { address: 0xfee0_0000, data: 0x41 });
     guest.run_to_end();
     // One for each that was asked for, by ioctl at first and by an event later.
     assert_eq!(guest.read(DATA) as u32, 100);
@@ -361,9 +366,7 @@ guest!(
 
 #[test]
 fn a_timer_that_runs_goes_on_after_a_move() {
-    let Some(kvm) = kvm() else { return };
-    let mut guest = Guest::long_mode(&kvm, timer());
-    guest.handle(0x41, HANDLER);
+    let Some((kvm, mut guest)) = handling(0x41, timer()) else { return };
     let started = Instant::now();
     guest.stop_after(Duration::from_millis(100));
     let left = guest.state().lapic.timer_left_ns.expect("the timer runs");
@@ -376,9 +379,7 @@ fn a_timer_that_runs_goes_on_after_a_move() {
 
 #[test]
 fn a_timer_that_expires_while_its_vcpu_is_parked_still_interrupts() {
-    let Some(kvm) = kvm() else { return };
-    let mut guest = Guest::long_mode(&kvm, timer());
-    guest.handle(0x41, HANDLER);
+    let Some((kvm, mut guest)) = handling(0x41, timer()) else { return };
     guest.stop_after(Duration::from_millis(100));
     thread::sleep(Duration::from_millis(400));
     assert_eq!(guest.state().lapic.timer_left_ns, Some(1), "300 ms are over");
