@@ -24,10 +24,10 @@ triple=x86_64-unknown-linux-gnu
 static=(--locked --release --target "$triple" --config 'build.rustflags=["-Ctarget-feature=+crt-static"]')
 say "Building ospite and the engine's tests, linked statically"
 cargo build --quiet "${static[@]}" --package ospite
-# The paths of the test programs, as cargo names them.
-mapfile -t tests < <(cargo test --quiet "${static[@]}" --package engine-kvm --package guest-tests \
-    --test agree --test tiny --test moves --no-run \
-    --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+# The paths of the test programs, as cargo names them; what is wrong with them comes on standard error.
+built=$(cargo test --quiet "${static[@]}" --package engine-kvm --package guest-tests \
+    --test agree --test tiny --test moves --no-run --message-format=json-render-diagnostics)
+mapfile -t tests < <(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built")
 [ ${#tests[@]} -ge 3 ] || die "cargo does not say where the tests are"
 
 begin
