@@ -20,7 +20,7 @@ use programs::*;
 
 /// What no two runs, or no two engines, have alike.
 fn comparable(mut state: CpuState) -> CpuState {
-    (state.tsc, state.kvm_clock_ns) = (0, 0);
+    (state.tsc, state.tsc_khz, state.kvm_clock_ns) = (0, 0, 0);
     // The version register counts LVT entries, which differ.
     state.lapic.regs[3] &= 0xff;
     // The rest of an engine's registers are its own business.

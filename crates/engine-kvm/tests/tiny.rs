@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use common::{Access, CODE, DATA, Guest, SIZE, hardware, kvm, skipped};
 use engine::x86::bits::{cr0, cr4};
-use engine::x86::{Activity, Segment};
+use engine::x86::{Activity, CpuState, Segment};
 use engine::{Exit, Msi, Register, Vcpu};
 use engine_kvm::KvmEngine;
+use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 guest!(
@@ -489,6 +490,26 @@ fn saved_and_restored_is_the_same_state() {
     (before.tsc, after.tsc) = (0, 0);
     (before.kvm_clock_ns, after.kvm_clock_ns) = (0, 0);
     assert_eq!(before, after);
+}
+
+/// What a measurement may be off, and what a CPU that scales its counter takes on.
+#[test]
+fn the_counters_frequency_is_kept_where_the_host_can() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::new(&kvm, 1, &[]);
+    let state = guest.state();
+    let here = state.tsc_khz;
+    assert!(here > 100_000, "{here} kHz");
+    let scales = Kvm::new().unwrap().check_extension(Cap::TscControl);
+    let (near, far) = (here + here / 10_000, here / 2);
+    for (khz, after) in [(near, near), (far, if scales { far } else { near })] {
+        guest.set(CpuState { tsc_khz: khz, ..state.clone() });
+        assert_eq!(
+            guest.state().tsc_khz,
+            after,
+            "{khz} kHz on a host with {here} kHz, which scales: {scales}"
+        );
+    }
 }
 
 #[test]

@@ -13,8 +13,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use engine::x86::CpuModel;
-use engine::{Engine, Exit, Vcpu};
+use engine::x86::{CpuModel, same_frequency};
+use engine::{CpuState, Engine, Exit, Vcpu};
 use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 use guest_tests::artefacts::{Kernel, cloud_kernel};
@@ -164,6 +164,14 @@ fn engines() -> [Box<dyn Engine>; 2] {
     }
 }
 
+/// Of the vCPUs' time-stamp counters, in kHz.
+fn frequencies(cpus: &[CpuState]) -> impl Iterator<Item = u32> {
+    cpus.iter().map(|cpu| match cpu {
+        CpuState::X86(state) => state.tsc_khz,
+        other => panic!("{other:?}"),
+    })
+}
+
 /// Moves after each of `at`, starting on engine number `first`.
 fn moves(cpus: u32, first: usize, at: &[usize]) {
     let dir = tempfile::tempdir().unwrap();
@@ -178,7 +186,13 @@ fn moves(cpus: u32, first: usize, at: &[usize]) {
         let saved = on.save();
         let there = &*engines[turn % 2];
         on = Parked::build(&spec, there, &screen);
+        let before: Vec<_> = frequencies(&saved.0.cpus).collect();
         on.load(saved);
+        let cpus: Vec<_> = on.vcpus.iter().map(|vcpu| vcpu.save().unwrap()).collect();
+        let same = frequencies(&cpus)
+            .zip(before.iter().copied())
+            .all(|(now, then)| now != 0 && same_frequency(now, then));
+        assert!(same, "the guest's counters had {before:?} kHz");
         println!("after {:?}: goes on with the {} engine", start.elapsed(), there.name());
     }
     on.run(|events| {

@@ -86,6 +86,7 @@ mod tests {
             xsave: vec![0; XSAVE_AREA_SIZE],
             msrs: vec![(msr::IA32_PAT, 0x0007_0406_0007_0406), (msr::EFER, 0), (msr::STAR, 9)],
             tsc: 77,
+            tsc_khz: 0,
             lapic: LapicState { regs: vec![1; 64], base: 0xfee0_0900, tsc_deadline: 0, timer_left_ns: None },
             activity: Activity::WaitForSipi,
             pending: None,

@@ -7,4 +7,5 @@ pub(crate) mod msrs;
 mod registers;
 pub(crate) mod sregs2;
 pub(crate) mod state;
+mod tsc;
 mod xsave;

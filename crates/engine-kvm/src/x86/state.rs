@@ -6,7 +6,7 @@ use engine::{CpuState, Error};
 use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::VcpuFd;
 
-use super::{events, lapic, msrs, registers, sregs2, xsave};
+use super::{events, lapic, msrs, registers, sregs2, tsc, xsave};
 use crate::failed;
 use crate::routes::level_message;
 use crate::vm::Shared;
@@ -27,6 +27,7 @@ pub(crate) fn save(id: u32, fd: &VcpuFd, shared: &Shared, timer_ran: bool) -> Re
     state.lapic.tsc_deadline = msrs::read(fd, msr::IA32_TSC_DEADLINE).unwrap_or(0);
     state.tsc = msrs::read(fd, msr::IA32_TSC)
         .ok_or_else(|| Error::BadState(format!("KVM does not tell vCPU {id}'s time-stamp counter")))?;
+    state.tsc_khz = tsc::save(fd);
     state.kvm_clock_ns = shared.fd.get_clock().map_err(failed("reading the VM's clock"))?.clock;
     Ok(CpuState::X86(Box::new(state)))
 }
@@ -37,6 +38,7 @@ const FAR: u64 = 1 << 62;
 /// Takes a state on, vCPU 0's first.
 pub(crate) fn restore(id: u32, fd: &VcpuFd, shared: &Shared, state: &CpuState) -> Result<(), Error> {
     let state = x86(state)?;
+    tsc::restore(id, fd, shared, state.tsc_khz)?;
     if id == 0 {
         let clock = kvm_clock_data { clock: state.kvm_clock_ns, ..Default::default() };
         shared.fd.set_clock(&clock).map_err(failed("setting the VM's clock"))?;
@@ -126,6 +128,7 @@ fn empty() -> X86State {
         xsave: Vec::new(),
         msrs: Vec::new(),
         tsc: 0,
+        tsc_khz: 0,
         lapic: LapicState { regs: Vec::new(), base: 0, tsc_deadline: 0, timer_left_ns: None },
         activity: Activity::Running,
         pending: None,

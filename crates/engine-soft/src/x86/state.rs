@@ -6,7 +6,7 @@
 
 use engine::Error;
 use engine::x86::bits::{access, cr0, cr4, efer, msr, rflags};
-use engine::x86::{CpuState, Segment};
+use engine::x86::{CpuState, Segment, other_frequency, same_frequency};
 
 use super::access::canonical;
 use super::cpu::Cpu;
@@ -55,6 +55,7 @@ impl Cpu {
             xsave: self.fpu.save(),
             msrs: self.saved_msrs().filter_map(|index| Some((index, self.read_msr(index).ok()?))).collect(),
             tsc: self.tsc(),
+            tsc_khz: self.vm.clock.khz(),
             lapic: self.lapic.save(&self.vm),
             activity: self.activity,
             pending: self.pending, // one that was restored; delivery itself is never interrupted
@@ -86,6 +87,7 @@ impl Cpu {
         restored?;
         self.restore_registers(state);
         self.msrs = Msrs::default();
+        self.restore_frequency(state.tsc_khz);
         self.set_tsc(state.tsc);
         if self.id == 0 {
             pvclock::set_uptime(self, state.kvm_clock_ns);
@@ -101,6 +103,16 @@ impl Cpu {
         let pcid = self.pcid();
         self.tlb.flush_all(pcid);
         self.restore_interrupts(state)
+    }
+
+    /// The counter is the host's, and the guest's own programs read it as it is.
+    fn restore_frequency(&self, khz: u32) {
+        let here = self.vm.clock.khz();
+        if same_frequency(khz, here) {
+            self.vm.clock.adopt(khz);
+        } else if self.id == 0 {
+            log::warn!("{}", other_frequency(khz, here));
+        }
     }
 
     fn restore_registers(&mut self, state: &CpuState) {
@@ -323,6 +335,20 @@ mod tests {
         there.go().unwrap();
         assert_eq!(there.cpu.segs[seg::GS as usize].base, 0xffff_8000_0000_1000);
         assert_eq!((there.rip(), there.cpu.cpl, there.cpu.fpu.ymm[3]), (CODE + 5, 0, [1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn a_frequency_that_was_measured_elsewhere_is_kept_and_another_cpus_is_not() {
+        let mut guest = System::long(&[]).guest;
+        let state = guest.cpu.save().unwrap();
+        let here = state.tsc_khz;
+        assert!(here > 100_000, "{here} kHz");
+        for (khz, after) in [(here + here / 5000, here + here / 5000), (0, here + here / 5000)] {
+            guest.cpu.restore(&CpuState { tsc_khz: khz, ..state.clone() }).unwrap();
+            assert_eq!(guest.cpu.save().unwrap().tsc_khz, after);
+        }
+        guest.cpu.restore(&CpuState { tsc_khz: here / 2, ..state }).unwrap();
+        assert_eq!(guest.cpu.save().unwrap().tsc_khz, here + here / 5000);
     }
 
     #[test]

@@ -115,6 +115,10 @@ pub struct CpuState {
     pub msrs: Vec<(u32, u64)>,
     /// Time-stamp counter at the moment of the save.
     pub tsc: u64,
+    /// Its frequency in kHz, as the guest was told. 0 where the engine does not know, and in states from before it
+    /// was saved: then it is taken to be the host's.
+    #[serde(default)]
+    pub tsc_khz: u32,
     /// The local APIC.
     pub lapic: LapicState,
     /// Running, halted, or not yet started.

@@ -53,6 +53,7 @@ fn power_on() -> CpuState {
         xsave: vec![0; engine::x86::XSAVE_AREA_SIZE],
         msrs: vec![(0x10, 0), (0x277, 0x0007_0406_0007_0406)],
         tsc: 0,
+        tsc_khz: 0,
         lapic: LapicState { regs: vec![0; 64], base: 0xfee0_0900, tsc_deadline: 0, timer_left_ns: None },
         activity: Default::default(),
         pending: None,
