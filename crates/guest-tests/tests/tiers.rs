@@ -110,3 +110,27 @@ fn a_vm_whose_jails_are_killed_ends_and_says_so() {
     assert_ne!(end.code(), 0);
     assert!(end.messages.contains("guest-program"), "{}", end.messages);
 }
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn no_jail_is_left_of_a_vm_that_is_killed() {
+    let ospite = Ospite::run().kernel(&cloud_kernel()).memory("512M");
+    let mut session = ospite.guest_command("echo computing; while :; do :; done").start();
+    session.wait_for("computing", 60);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let vm = session.id().to_string();
+    let jails = Command::new("pgrep").args(["-P", &vm, "guest-program"]).output().unwrap().stdout;
+    let jails = String::from_utf8(jails).unwrap();
+    assert!(!jails.is_empty(), "there are processes to be left");
+    assert!(Command::new("kill").args(["-KILL", &vm]).status().unwrap().success());
+    session.end(60);
+    let is_there = |jail: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{jail}/stat")).unwrap_or_default();
+        stat.contains("guest-program") && !stat.contains(") Z ")
+    };
+    let deadline = std::time::Instant::now() + guest_tests::patience(5);
+    while jails.lines().any(is_there) {
+        assert!(std::time::Instant::now() < deadline, "left: {jails}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
