@@ -18,6 +18,7 @@ const STUB_FD: i32 = 4;
 /// The signature of `rseq` areas on x86, as glibc registers them.
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
 const RSEQ_UNREGISTER: i32 = 1;
+const NOWHERE: usize = 0;
 /// Bytes of a `struct robust_list_head`.
 const ROBUST_LIST_HEAD: usize = 24;
 /// Where the kernel's code is put for programs, the vDSO, before it goes with all the rest: a system call of
@@ -34,6 +35,10 @@ const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 /// Written to the stub's list once the child has confined itself.
 pub const READY: u64 = 0x4552_5448_4159_4441;
+/// Written in its place if the CPU refuses `CPUID` there.
+pub const READY_WITHOUT_CPUID: u64 = READY + 1;
+/// Subfunction of arch_prctl(2), which says whether programs may use `CPUID`.
+const ARCH_SET_CPUID: usize = 0x1012;
 
 /// What it needs to know, prepared before the fork.
 pub struct Plan {
@@ -124,10 +129,8 @@ impl Plan {
 pub fn become_jail(plan: &Plan) -> ! {
     // SAFETY: system calls of a process that is a copy of its parent's thread, and owns all it touches.
     unsafe {
-        if prepare(plan).is_none() {
-            libc::_exit(1);
-        }
-        plan.list.write_volatile(READY);
+        let Some(ready) = prepare(plan) else { libc::_exit(1) };
+        plan.list.write_volatile(ready);
         loop {
             libc::pause();
         }
@@ -138,9 +141,11 @@ fn done(result: impl Into<i64>) -> Option<()> {
     (result.into() >= 0).then_some(())
 }
 
+/// What is to be written when it is done.
+///
 /// # Safety
 /// Only in the child, which uses nothing of the parent afterwards.
-unsafe fn prepare(plan: &Plan) -> Option<()> {
+unsafe fn prepare(plan: &Plan) -> Option<u64> {
     // SAFETY: the caller's promise.
     unsafe {
         done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
@@ -150,6 +155,8 @@ unsafe fn prepare(plan: &Plan) -> Option<()> {
         done(libc::prctl(libc::PR_SET_NAME, c"guest-program".as_ptr()))?;
         // The guest's time-stamp counter is not the host's.
         done(libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_SIGSEGV))?;
+        // Neither is its CPU; most of them can refuse this too.
+        let refused = libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 0_usize) == 0;
         let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         done(libc::setrlimit(libc::RLIMIT_CORE, &raw const limit))?;
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -162,7 +169,8 @@ unsafe fn prepare(plan: &Plan) -> Option<()> {
         done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         let program =
             libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_ptr().cast_mut() };
-        done(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))
+        done(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))?;
+        Some(if refused { READY_WITHOUT_CPUID } else { READY })
     }
 }
 
@@ -178,8 +186,8 @@ unsafe fn forget_addresses(plan: &Plan) -> Option<()> {
             // Refused if it was never registered.
             libc::syscall(libc::SYS_rseq, area, size, RSEQ_UNREGISTER, RSEQ_SIGNATURE);
         }
-        done(libc::syscall(libc::SYS_set_tid_address, 0))?;
-        done(libc::syscall(libc::SYS_set_robust_list, 0, ROBUST_LIST_HEAD))?;
+        done(libc::syscall(libc::SYS_set_tid_address, NOWHERE))?;
+        done(libc::syscall(libc::SYS_set_robust_list, NOWHERE, ROBUST_LIST_HEAD))?;
         if let Some(vdso) = &plan.vdso {
             let to = std::ptr::without_provenance_mut::<libc::c_void>(VDSO);
             let from = std::ptr::without_provenance_mut(vdso.start);

@@ -241,7 +241,12 @@ fn a_jail_has_nothing_of_the_program_that_had_it_before() {
 fn what_shows_the_hosts_cpu_is_left_to_the_translator() {
     for code in [&[0x0f, 0xa2, 0x90, 0x90], &[0xf3, 0x0f, 0xc7, 0xf8], &[0x0f, 0x01, 0xd0, 0x90]] {
         let mut program = Program::new(code);
-        assert!(program.run().is_none());
+        let left = program.run();
+        if code[1] == 0xa2 && program.native.cells[0].jail.refuses_cpuid() {
+            assert_eq!(left, Some(Ok(())), "interpreted");
+            continue;
+        }
+        assert!(left.is_none());
         assert_eq!((program.rip(), program.native.stats.foreign), (CODE, 1), "{code:x?}");
     }
 }

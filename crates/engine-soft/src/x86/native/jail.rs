@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Jail {
     tracee: Tracee,
     stub: Stub,
+    refuses_cpuid: bool,
     cpu: Option<usize>,
 }
 
@@ -44,12 +45,12 @@ impl Jail {
             child::become_jail(&plan);
         }
         let pid = Pid::from_raw(pid.max(0)).ok_or_else(Error::last_os_error)?;
-        Ok(Jail { tracee: Tracee::new(pid)?, stub, cpu: None })
+        Ok(Jail { tracee: Tracee::new(pid)?, stub, refuses_cpuid: false, cpu: None })
     }
 
     /// Makes it the calling thread's, which lets it run from now on.
     pub fn adopt(&mut self) -> Result<(), Error> {
-        self.wait_until_ready()?;
+        self.refuses_cpuid = self.wait_until_ready()? == child::READY_WITHOUT_CPUID;
         if self.tracee.seize()? == Stop::Gone {
             return Err(Error::other("the process that was to run guest programs ended"));
         }
@@ -59,21 +60,29 @@ impl Jail {
         self.tracee.fetch_xstate()
     }
 
-    /// Waits until it has confined itself.
-    fn wait_until_ready(&self) -> Result<(), Error> {
+    /// Waits until it has confined itself, and says with which word.
+    fn wait_until_ready(&self) -> Result<u64, Error> {
         let start = Instant::now();
-        while self.stub.first() != child::READY {
+        loop {
+            let word = self.stub.first();
+            if matches!(word, child::READY | child::READY_WITHOUT_CPUID) {
+                return Ok(word);
+            }
             if self.tracee.has_ended() || start.elapsed() > PATIENCE {
                 return Err(Error::other("a process for guest programs could not confine itself"));
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        Ok(())
     }
 
     /// The process.
     pub fn tracee(&mut self) -> &mut Tracee {
         &mut self.tracee
+    }
+
+    /// Whether the host's CPU refuses `CPUID` there.
+    pub fn refuses_cpuid(&self) -> bool {
+        self.refuses_cpuid
     }
 
     /// The process's number.

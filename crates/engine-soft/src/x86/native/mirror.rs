@@ -75,7 +75,7 @@ impl Run {
 }
 
 /// Whether the host's CPU may run a page of code, seen with what is around it.
-fn is_harmless(cpu: &Cpu, linear: u64, page: &[u8]) -> bool {
+fn is_harmless(cpu: &Cpu, jail: &Jail, linear: u64, page: &[u8]) -> bool {
     let other = |linear: u64| {
         let leaf = cpu.user_leaf(linear)?;
         Some(copy_page(&cpu.vm.ram.page(leaf.address(linear))?))
@@ -84,7 +84,8 @@ fn is_harmless(cpu: &Cpu, linear: u64, page: &[u8]) -> bool {
     let before = before.as_ref().map_or(&[][..], |page| &page[page.len() - BEFORE..]);
     let after = if page.ends_with(&[0x0f]) { other(linear + PAGE_SIZE) } else { None };
     let after = after.as_ref().map_or(&[][..], |page| &page[..AFTER]);
-    harmless(before, page, after, Differences { state: host_xcr0() != cpu.fpu.xcr0 })
+    let differences = Differences { state: host_xcr0() != cpu.fpu.xcr0, cpuid: !jail.refuses_cpuid() };
+    harmless(before, page, after, differences)
 }
 
 fn unmap(from: u64, len: u64) -> Call {
@@ -212,18 +213,18 @@ impl Mirror {
                 continue;
             };
             if page == number || leaf.accessed && !self.pages.contains_key(&page) {
-                self.map(cpu, page * PAGE_SIZE, &leaf);
+                self.map(cpu, jail, page * PAGE_SIZE, &leaf);
             }
         }
         self.end_run();
         if self.pages.contains_key(&number) { Fault::Mapped } else { Fault::Guest }
     }
 
-    fn map(&mut self, cpu: &Cpu, linear: u64, leaf: &UserLeaf) {
+    fn map(&mut self, cpu: &Cpu, jail: &Jail, linear: u64, leaf: &UserLeaf) {
         let gpa = leaf.address(linear);
         let Some(page) = cpu.vm.ram.page(gpa).filter(|_| !cpu.lapic.claims(gpa)) else { return };
         let mut rights = 0;
-        if leaf.execute && is_harmless(cpu, linear, &copy_page(&page)) {
+        if leaf.execute && is_harmless(cpu, jail, linear, &copy_page(&page)) {
             rights |= EXECUTE;
         }
         if leaf.write && leaf.dirty && !page.state.has_code() {

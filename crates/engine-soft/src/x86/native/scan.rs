@@ -4,8 +4,12 @@
 //! has otherwise: they would show them the host's. The page is looked through for their bytes, and where
 //! these are, whether an instruction begins there. That is a guess, since code says nowhere where its
 //! instructions begin, but a good one: decoding that began at a wrong byte is back in step after a few
-//! instructions. A program that hides such an instruction learns what kind of CPU the host has. Time-stamp
-//! counters are not among them: the host's CPU is told to refuse those.
+//! instructions. A program that hides such an instruction learns what kind of CPU the host has: the same as from
+//! how fast it is. Looking at every byte would not keep that from it, since it can write the instruction once
+//! the page has been looked at; and of the pages of code of bash, Python, gcc's cc1 and Node.js it would make
+//! 0.4 to 1.6 % foreign (3 of 193, 3 of 691, 22 of 5060, 63 of 6799; as it is, 0, 0, 2 and 19), each of which
+//! puts the program out of its jail for some time whenever it comes by. Time-stamp counters are not among them:
+//! the host's CPU is told to refuse those, and `CPUID`, where it can.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
@@ -23,6 +27,8 @@ const LONGEST: usize = 15;
 pub struct Differences {
     /// The host's programs have more state (XCR0): `XSAVE` writes more, and `XRSTOR` accepts more.
     pub state: bool,
+    /// `CPUID` shows the host's CPU.
+    pub cpuid: bool,
 }
 
 /// Whether a page has no such instruction. `before` and `after` are as much as is known of what is around
@@ -44,7 +50,7 @@ fn differs(rest: &[u8], host: Differences) -> bool {
         0x01 => register == 4 || matches!(third, 0xd0 | 0xfd), // SMSW, XGETBV, RDPRU
         0x02 | 0x03 => true,                       // LAR, LSL
         0x34 => true,                              // SYSENTER
-        0xa2 => true,                              // CPUID
+        0xa2 => host.cpuid,                        // CPUID
         0xae => host.state && memory && matches!(register, 4..=6), // XSAVE, XRSTOR, XSAVEOPT
         0xc7 if memory => host.state && register == 4, // XSAVEC
         0xc7 => third >= 0xf8,                     // RDPID, RDSEED
@@ -87,7 +93,7 @@ fn is_prefixed(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const SAME: Differences = Differences { state: false };
+    const SAME: Differences = Differences { state: false, cpuid: true };
 
     /// A page of `mov rax, [rdi + 8]` with something in it.
     fn with(code: &[u8], at: usize) -> bool {
@@ -116,6 +122,13 @@ mod tests {
             }
         }
         assert!(!with(&[0x90, 0x90, 0x90, 0x0f], 4092));
+    }
+
+    #[test]
+    fn an_instruction_that_the_hosts_cpu_refuses_is_harmless() {
+        let cpuid = [0x90, 0x90, 0x0f, 0xa2];
+        assert!(!harmless(&[], &cpuid, &[], SAME));
+        assert!(harmless(&[], &cpuid, &[], Differences { state: false, cpuid: false }));
     }
 
     #[test]
@@ -152,10 +165,10 @@ mod tests {
     fn saving_state_is_only_harmless_where_there_is_the_same() {
         let xsavec = [0x90, 0x90, 0x90, 0x0f, 0xc7, 0x64, 0x24, 0x40];
         assert!(harmless(&[], &xsavec, &[], SAME));
-        assert!(!harmless(&[], &xsavec, &[], Differences { state: true }));
+        assert!(!harmless(&[], &xsavec, &[], Differences { state: true, cpuid: true }));
         let xrstor = [0x90, 0x90, 0x90, 0x0f, 0xae, 0x6c, 0x24, 0x40];
-        assert!(!harmless(&[], &xrstor, &[], Differences { state: true }));
+        assert!(!harmless(&[], &xrstor, &[], Differences { state: true, cpuid: true }));
         let mfence = [0x90, 0x90, 0x90, 0x0f, 0xae, 0xf0];
-        assert!(harmless(&[], &mfence, &[], Differences { state: true }));
+        assert!(harmless(&[], &mfence, &[], Differences { state: true, cpuid: true }));
     }
 }
