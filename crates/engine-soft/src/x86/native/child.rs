@@ -3,8 +3,6 @@
 
 #![allow(unsafe_code)] // raw system calls between fork and the end of Rust code
 
-use std::io::Error;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
@@ -24,6 +22,7 @@ const ROBUST_LIST_HEAD: usize = 24;
 /// Where the kernel's code is put for programs, the vDSO, before it goes with all the rest: a system call of
 /// 32-bit code continues there even then, at an address that would tell where it was in our process.
 const VDSO: usize = 0x1_0000;
+const MOST_VDSO_PAGES: usize = 16;
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
@@ -49,7 +48,8 @@ pub struct Plan {
     /// Where it writes [`READY`].
     list: NonNull<u64>,
     rseq: Option<(usize, u32)>,
-    vdso: Option<Range<usize>>,
+    /// Where the vDSO is in our process; 0 if there is none.
+    vdso: u64,
     parent: i32,
 }
 
@@ -98,30 +98,21 @@ fn rseq() -> Option<(usize, u32)> {
     }
 }
 
-/// Where the vDSO is, if there is one.
-fn vdso() -> Result<Option<Range<usize>>, Error> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let Some(line) = maps.lines().find(|line| line.ends_with("[vdso]")) else { return Ok(None) };
-    let ends = line.split(' ').next().and_then(|range| range.split_once('-'));
-    let number = |digits| usize::from_str_radix(digits, 16).map_err(Error::other);
-    let (start, end) = ends.ok_or_else(|| Error::other("/proc/self/maps is of an unknown format"))?;
-    Ok(Some(number(start)?..number(end)?))
-}
-
 impl Plan {
     /// For a jail with that guest memory and that stub.
-    pub fn new(memory: BorrowedFd<'_>, stub: &Stub) -> Result<Plan, Error> {
+    pub fn new(memory: BorrowedFd<'_>, stub: &Stub) -> Plan {
         let (memory, file, address) = (memory.as_raw_fd(), stub.file().as_raw_fd(), stub.address());
-        Ok(Plan {
+        Plan {
             memory,
             file,
             stub: address,
             filter: filter(address),
             list: stub.list(),
             rseq: rseq(),
-            vdso: vdso()?,
+            // SAFETY: reads what the kernel told this process when it began.
+            vdso: unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) },
             parent: std::process::id().cast_signed(),
-        })
+        }
     }
 }
 
@@ -157,8 +148,6 @@ unsafe fn prepare(plan: &Plan) -> Option<u64> {
         done(libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_SIGSEGV))?;
         // Neither is its CPU; most of them can refuse this too.
         let refused = libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 0_usize) == 0;
-        let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        done(libc::setrlimit(libc::RLIMIT_CORE, &raw const limit))?;
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         done(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
@@ -188,14 +177,25 @@ unsafe fn forget_addresses(plan: &Plan) -> Option<()> {
         }
         done(libc::syscall(libc::SYS_set_tid_address, NOWHERE))?;
         done(libc::syscall(libc::SYS_set_robust_list, NOWHERE, ROBUST_LIST_HEAD))?;
-        if let Some(vdso) = &plan.vdso {
-            let to = std::ptr::without_provenance_mut::<libc::c_void>(VDSO);
-            let from = std::ptr::without_provenance_mut(vdso.start);
-            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            return (libc::mremap(from, vdso.len(), vdso.len(), flags, to) == to).then_some(());
+        if plan.vdso != 0 {
+            move_vdso(plan.vdso)?;
         }
         Some(())
     }
+}
+
+/// # Safety
+/// As for [`prepare`].
+unsafe fn move_vdso(from: u64) -> Option<()> {
+    let from = std::ptr::without_provenance_mut(from as usize);
+    let to = std::ptr::without_provenance_mut::<libc::c_void>(VDSO);
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // The kernel moves it whole or not at all, and says nowhere how large it is.
+    let moved = (1..=MOST_VDSO_PAGES).map(|pages| pages * PAGE_SIZE as usize).any(|len| {
+        // SAFETY: the caller's promise; nothing is where it goes.
+        unsafe { libc::mremap(from, len, len, flags, to) == to }
+    });
+    moved.then_some(())
 }
 
 /// # Safety

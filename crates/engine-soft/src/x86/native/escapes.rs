@@ -252,14 +252,6 @@ fn what_shows_the_hosts_cpu_is_left_to_the_translator() {
 }
 
 #[test]
-fn a_jail_leaves_no_memory_behind_in_files() {
-    let (jail, _ram) = bare(&[0x90]);
-    let limits = host_file(&jail, "limits");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-}
-
-#[test]
 fn a_host_that_maps_no_more_has_the_program_translated() {
     let mut program = Program::new(READ);
     program.poke(DATA, &[7]);

@@ -38,7 +38,7 @@ impl Jail {
     /// Starts a process that can map `memory`, and has no page of it yet.
     pub fn start(memory: BorrowedFd<'_>) -> Result<Jail, Error> {
         let stub = Stub::new()?;
-        let plan = child::Plan::new(memory, &stub)?;
+        let plan = child::Plan::new(memory, &stub);
         // SAFETY: the child only makes the system calls in `child`, until it stops for us.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
