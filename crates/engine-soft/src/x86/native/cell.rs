@@ -4,7 +4,7 @@ use std::io::Error;
 
 use super::super::cpu::Cpu;
 use super::super::debug::DR6_BS;
-use super::super::op::{RIP, reg};
+use super::super::op::{RIP, reg, seg};
 use super::super::tlb::View;
 use super::super::walk::Intent;
 use super::flushes::Flushes;
@@ -12,7 +12,7 @@ use super::jail::Jail;
 use super::mirror::{Fault, Mirror};
 use super::pin;
 use super::policy::Window;
-use super::state::Registers;
+use super::state::{Registers, USER_CODE};
 use super::stats::Stats;
 use super::tracee::Stop;
 use crate::clock::Clock;
@@ -94,10 +94,14 @@ impl Cell {
                     }
                     stats.pages = stats.pages.max(self.mirror.len() as u64);
                     let settled = self.settle(cpu)?;
-                    self.registers.load_general(cpu, self.jail.tracee())?;
                     if !settled {
                         return Ok(Left::Foreign);
                     }
+                    // It came to 32-bit code, which is not for its jail.
+                    if cpu.segs[seg::CS as usize].selector != USER_CODE {
+                        return Ok(Left::Attend);
+                    }
+                    self.registers.load_general(cpu, self.jail.tracee())?;
                 }
                 stop => return Ok(leave(cpu, stats, stop)),
             }

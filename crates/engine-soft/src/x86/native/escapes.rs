@@ -214,6 +214,19 @@ fn a_program_that_goes_over_to_32_bit_code_is_there_afterwards() {
 }
 
 #[test]
+fn pages_come_to_32_bit_code_too() {
+    let mut code = vec![0xa1]; // mov eax, [DATA]
+    code.extend((DATA as u32).to_le_bytes());
+    let mut program = Program::new(&in_32_bits(CODE, &code));
+    program.poke(DATA, &[42]);
+    assert_eq!(program.run(), Some(Ok(())));
+    assert_eq!((program.cs(), program.rip()), (0x23, CODE + 9));
+    program.guest.step().unwrap();
+    assert_eq!((program.cpu.regs[reg::RAX as usize], program.rip()), (42, CODE + 14));
+    assert!(!program.native.unavailable);
+}
+
+#[test]
 fn selectors_of_code_are_loaded_as_what_they_are() {
     // mov eax, 0x33; mov ds, eax; syscall
     let mut program = Program::new(&[0xb8, 0x33, 0, 0, 0, 0x8e, 0xd8, 0x0f, 0x05]);

@@ -16,6 +16,7 @@ use mem::PAGE_SIZE;
 use rustix::process::Pid;
 
 use super::child;
+use super::state::{USER_CODE, USER_DATA};
 use super::stub::{Call, MOST_CALLS, STUB_LEN, Stub};
 use super::tracee::{Stop, Tracee};
 
@@ -121,6 +122,7 @@ impl Jail {
         let mut regs = self.tracee.registers()?;
         (regs.rip, regs.rbx, regs.rbp) = (self.stub(), self.stub() + PAGE_SIZE, calls.len() as u64);
         (regs.orig_rax, regs.eflags) = (u64::MAX, 0x202);
+        (regs.cs, regs.ss) = (USER_CODE.into(), USER_DATA.into());
         self.tracee.set_registers(&regs)?;
         let result = self.wait_for_stub();
         self.stub.wipe(calls.len());
