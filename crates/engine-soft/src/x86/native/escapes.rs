@@ -7,9 +7,10 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use super::super::cpu::Cpu;
 use super::super::exception::{Exception, Exec, vector};
 use super::super::op::{RIP, reg, seg};
+use super::super::systest::TABLES;
 use super::super::testing::{CODE, DATA};
 use super::jail::Jail;
-use super::testing::{BARE_CODE, BARE_DATA, Program, READ, bare, ring3};
+use super::testing::{BARE_CODE, BARE_DATA, Program, READ, USER, bare, ring3};
 use super::tracee::Stop;
 
 /// What the host says of a jail's process.
@@ -281,4 +282,25 @@ fn a_host_that_maps_no_more_has_the_program_translated() {
     assert_eq!(program.rax(), 7);
     assert_eq!(program.cpu.rflags & rflags::IF, rflags::IF);
     assert_eq!(program.cpu.regs[RIP as usize], CODE + 3);
+}
+
+#[test]
+fn a_program_with_a_page_where_the_stub_is_gets_another_jail() {
+    const FREE: u64 = 0x28_0000;
+    let mut program = Program::new(READ);
+    let stub = program.native.cells[0].jail.stub();
+    let index = |shift: u32| (stub >> shift & 511) * 8;
+    program.poke(DATA, &[9]);
+    program.put64(TABLES + index(39), &[FREE | USER]);
+    for (table, shift) in [(0, 30), (1, 21)] {
+        let next = FREE + (table + 1) * PAGE_SIZE;
+        program.put64(FREE + table * PAGE_SIZE + index(shift), &[next | USER]);
+    }
+    program.put64(FREE + 2 * PAGE_SIZE + index(12), &[DATA | USER]);
+    program.cpu.regs[reg::RDI as usize] = stub;
+    let jails = program.native.cells.len();
+    assert!(program.run().is_none());
+    assert_eq!((program.rip(), program.native.cells.len()), (CODE, jails - 1));
+    program.native.stats.foreign = 0;
+    assert_eq!(program.rax(), 9);
 }
