@@ -5,7 +5,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test unit-test guest-test soak test-kvm test-office test-office-short lint bench bench-net install
+.PHONY: help demo build test unit-test guest-test soak test-kvm test-office test-office-short lint bench bench-kvm bench-net install
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,9 @@ lint: prepare ## Format, clippy, arrows of the house plan, licences, shell scrip
 
 bench: prepare ## How fast guests are, beside the metal and QEMU's translator in one run; BENCH=--quick: a first impression
 	tools/bench.sh $(BENCH)
+
+bench-kvm: prepare ## What the hardware engine costs, beside QEMU with KVM, on emulated hardware in the same run
+	tools/bench-kvm.sh
 
 bench-net: prepare ## How fast guests' networks are, beside QEMU's user network and passt in the same run
 	tools/bench-net.sh
