@@ -181,7 +181,13 @@ impl Cpu {
     /// The guest's time-stamp counter now.
     #[inline(always)]
     pub fn tsc(&self) -> u64 {
-        Clock::ticks().wrapping_add(self.msrs.tsc_offset)
+        self.tsc_at(Clock::ticks())
+    }
+
+    /// The guest's time-stamp counter when the host's showed `ticks`.
+    #[inline(always)]
+    pub fn tsc_at(&self, ticks: u64) -> u64 {
+        ticks.wrapping_add(self.msrs.tsc_offset)
     }
 
     /// Makes the guest's counter show `value` now.

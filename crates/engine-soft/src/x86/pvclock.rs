@@ -63,7 +63,10 @@ pub fn write_system_time(cpu: &mut Cpu, value: u64) {
         return;
     }
     let (multiplier, shift) = scale(cpu.vm.clock.hz());
-    let (system_time, tsc) = (uptime(cpu), cpu.tsc());
+    // Of one moment for all vCPUs: clocks that are set one after the other differ by as long as the host holds
+    // a vCPU up on its way here.
+    let tsc = cpu.tsc_at(cpu.vm.clock.start());
+    let system_time = cpu.vm.uptime_before.load(Ordering::Relaxed);
     let mut page = [0; 32];
     page[..4].copy_from_slice(&2u32.to_le_bytes());
     page[8..16].copy_from_slice(&tsc.to_le_bytes());
@@ -77,6 +80,46 @@ pub fn write_system_time(cpu: &mut Cpu, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::VmConfig;
+    use mem::{Backing, Bytes, GuestAddress, GuestRam};
+    use std::sync::Arc;
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use crate::vm::Shared;
+    use crate::x86::msr::KVM_SYSTEM_TIME;
+
+    /// The time by the page at `gpa` when the guest's TSC shows `tsc`.
+    fn time(cpu: &Cpu, gpa: u64, tsc: u64) -> u64 {
+        let mut page = [0; 32];
+        cpu.vm.ram.read_slice(&mut page, GuestAddress(gpa)).unwrap();
+        let field = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+        let (ticks, shift) = (tsc.wrapping_sub(field(8)), page[28] as i8);
+        let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
+        let nanos = (u128::from(ticks) * u128::from(field(24) as u32)) >> 32;
+        field(16).wrapping_add(nanos as u64)
+    }
+
+    #[test]
+    fn vcpus_that_ask_at_different_times_have_the_same_clock() {
+        let ram = GuestRam::with_backing(&[0..0x40_0000], Backing::Shared).unwrap();
+        let vm = Arc::new(Shared::new(&VmConfig { cpus: 2, ..VmConfig::default() }, ram).unwrap());
+        let boxed = |id| Box::new(Cpu::new(id, vm.clone()));
+        let mut cpus: Vec<_> = (0..2).map(boxed).collect();
+        let pages = [0x1000, 0x2000];
+        for (cpu, page) in cpus.iter_mut().zip(pages) {
+            cpu.write_msr(KVM_SYSTEM_TIME, page | 1).unwrap();
+            sleep(Duration::from_millis(2));
+        }
+        let (tsc, now) = (cpus[0].tsc(), uptime(&cpus[0]));
+        let [one, other] = pages.map(|page| time(&cpus[0], page, tsc));
+        assert_eq!(one, other);
+        assert!(one.abs_diff(now) < 100_000_000 && one > 4_000_000, "{one} and {now} ns");
+        cpus[1].set_tsc(5);
+        cpus[1].write_msr(KVM_SYSTEM_TIME, pages[1] | 1).unwrap();
+        let (tsc, now) = (cpus[1].tsc(), uptime(&cpus[1]));
+        assert!(time(&cpus[1], pages[1], tsc).abs_diff(now) < 100_000_000, "with a counter of its own");
+    }
 
     #[test]
     fn the_scale_turns_a_second_of_ticks_into_a_second() {
