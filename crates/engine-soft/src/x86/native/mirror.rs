@@ -12,7 +12,7 @@ use super::super::translate::translator::Map;
 use super::super::walk::{Intent, UserLeaf};
 use super::flushes::{Flushes, LATEST};
 use super::jail::{END, Jail, MEMORY_FD};
-use super::scan::{AFTER, BEFORE, Differences, harmless};
+use super::scan::{AFTER, BEFORE, Differences};
 use super::stub::{Call, STUB_LEN};
 use super::suits::host_xcr0;
 
@@ -75,7 +75,7 @@ impl Run {
 }
 
 /// Whether the host's CPU may run a page of code, seen with what is around it.
-fn is_harmless(cpu: &Cpu, jail: &Jail, linear: u64, page: &[u8]) -> bool {
+fn is_harmless(cpu: &mut Cpu, jail: &Jail, linear: u64, gpa: u64, page: &[u8]) -> bool {
     let other = |linear: u64| {
         let leaf = cpu.user_leaf(linear)?;
         Some(copy_page(&cpu.vm.ram.page(leaf.address(linear))?))
@@ -84,8 +84,8 @@ fn is_harmless(cpu: &Cpu, jail: &Jail, linear: u64, page: &[u8]) -> bool {
     let before = before.as_ref().map_or(&[][..], |page| &page[page.len() - BEFORE..]);
     let after = if page.ends_with(&[0x0f]) { other(linear + PAGE_SIZE) } else { None };
     let after = after.as_ref().map_or(&[][..], |page| &page[..AFTER]);
-    let differences = Differences { state: host_xcr0() != cpu.fpu.xcr0, cpuid: !jail.refuses_cpuid() };
-    harmless(before, page, after, differences)
+    let host = Differences { state: host_xcr0() != cpu.fpu.xcr0, cpuid: !jail.refuses_cpuid() };
+    cpu.native.verdicts.harmless(gpa, [before, page, after], host)
 }
 
 fn unmap(from: u64, len: u64) -> Call {
@@ -220,11 +220,12 @@ impl Mirror {
         if self.pages.contains_key(&number) { Fault::Mapped } else { Fault::Guest }
     }
 
-    fn map(&mut self, cpu: &Cpu, jail: &Jail, linear: u64, leaf: &UserLeaf) {
+    fn map(&mut self, cpu: &mut Cpu, jail: &Jail, linear: u64, leaf: &UserLeaf) {
         let gpa = leaf.address(linear);
-        let Some(page) = cpu.vm.ram.page(gpa).filter(|_| !cpu.lapic.claims(gpa)) else { return };
+        let vm = cpu.vm.clone();
+        let Some(page) = vm.ram.page(gpa).filter(|_| !cpu.lapic.claims(gpa)) else { return };
         let mut rights = 0;
-        if leaf.execute && is_harmless(cpu, jail, linear, &copy_page(&page)) {
+        if leaf.execute && is_harmless(cpu, jail, linear, gpa, &copy_page(&page)) {
             rights |= EXECUTE;
         }
         if leaf.write && leaf.dirty && !page.state.has_code() {

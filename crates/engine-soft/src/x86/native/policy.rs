@@ -2,9 +2,10 @@
 //!
 //! A stay in the jail costs two switches between processes and some system calls, whatever its length;
 //! translated code costs more the longer it runs. So a program goes there that a clock finds computing
-//! twice, and leaves for a while when its stays turn out to be short.
+//! several times, and leaves for a while when its stays turn out to be short.
 
 use super::super::translate::translator::Map;
+use super::scan::Verdicts;
 
 /// Stays that are looked at together.
 const WINDOW: u32 = 64;
@@ -14,8 +15,9 @@ const COST: u64 = 20_000;
 /// How long a program that was not worth it is left alone; doubled each time.
 const FIRST_PAUSE: u64 = 10_000_000;
 const DOUBLINGS: u32 = 5;
-/// Samples that find a program before it goes to a jail.
-const SAMPLES: u32 = 2;
+/// Samples that find a program before it goes to a jail: some milliseconds. Bringing its pages there costs
+/// about as much, which short programs do not earn back.
+const SAMPLES: u32 = 6;
 /// Address spaces that are remembered.
 const MOST: usize = 256;
 /// Address spaces that may be on at a time.
@@ -33,6 +35,8 @@ pub struct Wish {
     pub sampled: bool,
     /// Translated code was left on the way back to a program that is on.
     pub returned: bool,
+    /// What was found in pages of programs' code.
+    pub verdicts: Verdicts,
 }
 
 impl Wish {

@@ -11,6 +11,9 @@
 //! puts the program out of its jail for some time whenever it comes by. Time-stamp counters are not among them:
 //! the host's CPU is told to refuse those, and `CPUID`, where it can.
 
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 /// Bytes in front of an instruction from each of which decoding begins.
@@ -22,13 +25,39 @@ const NEAR: usize = 128;
 /// The longest instruction.
 const LONGEST: usize = 15;
 
+/// Verdicts that are remembered, each at the place that its page's address tells.
+const REMEMBERED: usize = 1 << 13;
+
 /// How far the host's CPU differs from the guest's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Differences {
     /// The host's programs have more state (XCR0): `XSAVE` writes more, and `XRSTOR` accepts more.
     pub state: bool,
     /// `CPUID` shows the host's CPU.
     pub cpuid: bool,
+}
+
+/// What was found in pages. The same pages come again with each program that uses them, and looking through
+/// one takes 10 µs.
+#[derive(Default)]
+pub struct Verdicts {
+    /// A hash of what was looked through, and whether it is harmless.
+    known: Vec<(u64, bool)>,
+    hash: RandomState,
+}
+
+impl Verdicts {
+    /// [`harmless`], for the page at guest-physical address `gpa`.
+    pub fn harmless(&mut self, gpa: u64, code: [&[u8]; 3], host: Differences) -> bool {
+        let [before, page, after] = code;
+        let hash = self.hash.hash_one((code, host));
+        self.known.resize(REMEMBERED, (0, false));
+        let place = &mut self.known[(gpa / mem::PAGE_SIZE) as usize % REMEMBERED];
+        if place.0 != hash {
+            *place = (hash, harmless(before, page, after, host));
+        }
+        place.1
+    }
 }
 
 /// Whether a page has no such instruction. `before` and `after` are as much as is known of what is around
@@ -94,6 +123,24 @@ mod tests {
     use super::*;
 
     const SAME: Differences = Differences { state: false, cpuid: true };
+
+    #[test]
+    fn a_verdict_is_of_what_the_page_and_its_neighbours_are_now() {
+        const HERE: u64 = 0x5000;
+        let (mut verdicts, nops) = (Verdicts::default(), [0x90; 4096]);
+        let with = |at: usize, code: &[u8]| {
+            let mut page = nops;
+            page[at..at + code.len()].copy_from_slice(code);
+            page
+        };
+        let (cpuid, cut) = (with(77, &[0x0f, 0xa2]), with(4095, &[0x0f]));
+        let mut ask = |gpa, page, after| verdicts.harmless(gpa, [&[], page, after], SAME);
+        for _ in 0..2 {
+            assert!(ask(HERE, &nops, &[]) && !ask(HERE, &cpuid, &[]));
+            assert!(!ask(HERE, &cut, &[0xa2]) && ask(HERE, &cut, &[0x1f]));
+            assert!(ask(HERE + REMEMBERED as u64 * mem::PAGE_SIZE, &nops, &[]));
+        }
+    }
 
     /// A page of `mov rax, [rdi + 8]` with something in it.
     fn with(code: &[u8], at: usize) -> bool {
