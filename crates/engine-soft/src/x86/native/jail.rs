@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use mem::PAGE_SIZE;
 use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::child;
+use super::pin::only;
 use super::state::{USER_CODE, USER_DATA};
 use super::stub::{Call, MOST_CALLS, STUB_LEN, Stub};
 use super::tracee::{Stop, Tracee};
@@ -143,24 +145,16 @@ impl Jail {
         }
     }
 
-    /// Puts it on a CPU of the host, that of the thread which waits for it: waking each other up there is
-    /// faster than across CPUs.
-    pub fn pin(&mut self, cpu: usize) {
-        if self.cpu != Some(cpu) && set_affinity(Pid::as_raw(Some(self.tracee.pid())), cpu).is_ok() {
-            self.cpu = Some(cpu);
+    /// Keeps it on a CPU of the host, that of the thread which waits for it: waking each other up there is
+    /// faster than across CPUs. Or lets it go to all those of a set.
+    pub fn keep(&mut self, cpu: Option<usize>, allowed: &CpuSet) {
+        let set = cpu.map(only);
+        if self.cpu != cpu
+            && sched_setaffinity(Some(self.tracee.pid()), set.as_ref().unwrap_or(allowed)).is_ok()
+        {
+            self.cpu = cpu;
         }
     }
-}
-
-/// Lets a thread (0 is the calling one) run on one CPU only.
-pub fn set_affinity(thread: i32, cpu: usize) -> Result<(), Error> {
-    // SAFETY: plain data, filled by the library's functions.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &raw const set)
-    };
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -162,9 +162,8 @@ impl Native {
             self.cells.remove(at); // the guest has something where our stub is; the others' are elsewhere
             return Ok(Left::Foreign);
         }
-        if let Some(host) = pin::pin(cpu) {
-            cell.jail.pin(host);
-        }
+        let time = now(cpu);
+        pin::pin(cpu, &mut cell.jail, time);
         if !cell.settle(cpu)? {
             return Ok(Left::Foreign);
         }

@@ -1,48 +1,61 @@
-//! Keeps a vCPU's thread and its jail on one CPU of the host, as long as they take turns.
+//! Keeps a vCPU's thread and its jail on one CPU of the host, as long as they take turns and have it to
+//! themselves.
 //!
 //! Left to itself the host's scheduler wakes the one on another CPU, idle so far, whenever the other one
-//! stops: several times as slow as staying. The pair moves on when it does not get its CPU.
+//! stops: several times as slow as staying. But it alone knows who else wants a CPU, so a pair that does not
+//! get the one it is kept on is let go for a while, and kept where it is then.
 
-#![allow(unsafe_code)] // affinities and clocks of threads
+#![allow(unsafe_code)] // clocks of threads
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use super::super::cpu::Cpu;
-use super::jail::{Jail, set_affinity};
+use super::jail::Jail;
 use crate::vm::Shared;
 
-/// How often it is looked whether the pair gets its CPU.
+/// How often it is looked whether the pair gets its CPU, in nanoseconds.
 const PERIOD: u64 = 2_000_000;
 /// Less than this part of the time, in percent, is too little.
 const ENOUGH: u64 = 80;
+/// How long the pair is left to the scheduler then, in nanoseconds.
+const FREE: u64 = 5_000_000;
 
 /// Where the vCPU's thread is kept.
 #[derive(Default)]
 pub struct Pin {
     /// The CPU, and the CPUs that it may be on otherwise.
-    at: Option<(usize, Box<libc::cpu_set_t>)>,
+    at: Option<(usize, CpuSet)>,
     /// When it was last looked, and the time that the pair had used.
     looked: Option<(u64, u64)>,
+    /// When it may be kept again.
+    free_until: u64,
 }
 
-/// Keeps the calling thread where it is, and says where; `None` if the host does not let us.
-pub fn pin(cpu: &mut Cpu) -> Option<usize> {
+/// Keeps the calling thread where it is, and the jail there too, unless they are to be free now.
+pub fn pin(cpu: &mut Cpu, jail: &mut Jail, now: u64) {
     if cpu.pin.at.is_none() {
-        let allowed = allowed()?;
-        // SAFETY: a system call without arguments.
-        let here = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
+        let Ok(allowed) = sched_getaffinity(None) else { return };
+        if now < cpu.pin.free_until {
+            return jail.keep(None, &allowed);
+        }
+        let here = sched_getcpu();
         let here = if cpu.vm.is_pinned(here) { free(&cpu.vm, &allowed).unwrap_or(here) } else { here };
-        set_affinity(0, here).ok()?;
+        if sched_setaffinity(None, &only(here)).is_err() {
+            return;
+        }
         cpu.vm.vcpus[cpu.id as usize].pin(Some(here));
         cpu.pin.at = Some((here, allowed));
         cpu.pin.looked = None;
     }
-    cpu.pin.at.as_ref().map(|(here, _)| *here)
+    if let Some((here, allowed)) = &cpu.pin.at {
+        jail.keep(Some(*here), allowed);
+    }
 }
 
 /// Lets the thread go anywhere again.
 pub fn unpin(cpu: &mut Cpu) {
     if let Some((_, allowed)) = cpu.pin.at.take() {
-        // SAFETY: a set that the kernel filled.
-        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const *allowed) };
+        sched_setaffinity(None, &allowed).ok();
         cpu.vm.vcpus[cpu.id as usize].pin(None);
     }
 }
@@ -50,22 +63,22 @@ pub fn unpin(cpu: &mut Cpu) {
 /// A vCPU that is not kept anywhere leaves a CPU on which another one of its VM is: that one has nowhere else
 /// to go, and the scheduler does not move who runs.
 pub fn make_room(cpu: &Cpu) {
-    // SAFETY: a system call without arguments.
-    let here = usize::try_from(unsafe { libc::sched_getcpu() });
-    if cpu.pin.at.is_some() || !here.is_ok_and(|here| cpu.vm.is_pinned(here)) {
+    if cpu.pin.at.is_some() || !cpu.vm.is_pinned(sched_getcpu()) {
         return;
     }
-    let Some(allowed) = allowed() else { return };
+    let Ok(allowed) = sched_getaffinity(None) else { return };
     if let Some(there) = free(&cpu.vm, &allowed)
-        && set_affinity(0, there).is_ok()
+        && sched_setaffinity(None, &only(there)).is_ok()
     {
-        // SAFETY: a set that the kernel filled.
-        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const *allowed) };
+        sched_setaffinity(None, &allowed).ok();
     }
 }
 
-/// Moves the pair if it does not get its CPU.
+/// Lets the pair go if it does not get its CPU.
 pub fn look_around(cpu: &mut Cpu, jail: &Jail, now: u64) {
+    if cpu.pin.at.is_none() {
+        return;
+    }
     let Some((since, used)) = cpu.pin.looked else {
         cpu.pin.looked = Some((now, used(jail)));
         return;
@@ -78,16 +91,8 @@ pub fn look_around(cpu: &mut Cpu, jail: &Jail, now: u64) {
     // Another jail than last time has another clock.
     let got = used_now.saturating_sub(used);
     if got != 0 && got * 100 < (now - since) * ENOUGH {
-        next(cpu, now);
-    }
-}
-
-fn allowed() -> Option<Box<libc::cpu_set_t>> {
-    // SAFETY: plain data, filled by the kernel.
-    unsafe {
-        let mut set: Box<libc::cpu_set_t> = Box::new(std::mem::zeroed());
-        let size = size_of::<libc::cpu_set_t>();
-        (libc::sched_getaffinity(0, size, &raw mut *set) == 0).then_some(set)
+        cpu.pin.free_until = now + FREE;
+        unpin(cpu);
     }
 }
 
@@ -104,30 +109,14 @@ pub fn time_of(clock: libc::clockid_t) -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// The CPUs of a set.
-fn cpus(set: &libc::cpu_set_t) -> impl Iterator<Item = usize> + '_ {
-    // SAFETY: within the set.
-    (0..libc::CPU_SETSIZE as usize).filter(|&number| unsafe { libc::CPU_ISSET(number, set) })
-}
-
 /// A CPU on which no vCPU of the VM is kept.
-fn free(vm: &Shared, allowed: &libc::cpu_set_t) -> Option<usize> {
-    cpus(allowed).find(|&number| !vm.is_pinned(number))
+fn free(vm: &Shared, allowed: &CpuSet) -> Option<usize> {
+    (0..CpuSet::MAX_CPU).find(|&number| allowed.is_set(number) && !vm.is_pinned(number))
 }
 
-/// A CPU that is free, or one of the others; which one, and whether now, is as good as random, or two pairs
-/// would follow each other around.
-fn next(cpu: &mut Cpu, now: u64) {
-    let Some((here, allowed)) = &mut cpu.pin.at else { return };
-    let others: Vec<usize> = cpus(allowed).filter(|number| number != here).collect();
-    let dice = now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-    if others.is_empty() || dice & 1 != 0 {
-        return;
-    }
-    let any = others[(dice >> 1) as usize % others.len()];
-    let there = free(&cpu.vm, allowed).unwrap_or(any);
-    if set_affinity(0, there).is_ok() {
-        *here = there;
-        cpu.vm.vcpus[cpu.id as usize].pin(Some(there));
-    }
+/// One CPU.
+pub fn only(number: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(number);
+    set
 }
