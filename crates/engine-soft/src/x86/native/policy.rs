@@ -17,7 +17,7 @@ const FIRST_PAUSE: u64 = 10_000_000;
 const DOUBLINGS: u32 = 5;
 /// Samples that find a program before it goes to a jail: some milliseconds. Bringing its pages there costs
 /// about as much, which short programs do not earn back.
-const SAMPLES: u32 = 6;
+pub const SAMPLES: u32 = 6;
 /// Address spaces that are remembered.
 const MOST: usize = 256;
 /// Address spaces that may be on at a time.

@@ -12,6 +12,7 @@ use super::super::systest::{GDT, System, TABLES, descriptor, segment};
 use super::super::testing::{CODE, DATA, NoIo};
 use super::Native;
 use super::jail::{Jail, MEMORY_FD};
+use super::policy::SAMPLES;
 use super::state::{USER_CODE, USER_DATA};
 
 /// `mov rax, [rdi]; syscall`
@@ -65,7 +66,7 @@ impl Program {
         let Program { system, blocks, native } = self;
         system.guest.cpu.with_io(&NoIo, |cpu| {
             let before = (native.stats.entries, native.stats.foreign);
-            for _ in 0..4 {
+            for _ in 0..2 * SAMPLES {
                 cpu.native.sampled = true;
                 let left = native.step(cpu, blocks, None);
                 if (native.stats.entries, native.stats.foreign) != before {
