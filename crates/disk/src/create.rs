@@ -214,5 +214,11 @@ mod tests {
         assert!(crate::base_size(&b).is_err());
         assert_eq!(crate::base_size(&a).unwrap(), 1 << 20);
         crate::open_overlay(&b, &a, true).unwrap();
+        fs::write(&a, [0; 4096]).unwrap();
+        let error = crate::open_overlay(&b, &a, true).err().unwrap();
+        assert!(
+            std::error::Error::source(&error).unwrap().to_string().contains("no qcow2 image"),
+            "{error:?}"
+        );
     }
 }

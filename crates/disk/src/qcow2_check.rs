@@ -9,6 +9,8 @@ use std::path::Path;
 
 use crate::{Error, file};
 
+/// `QFI` and FBh.
+const MAGIC: u64 = 0x5146_49fb;
 const HEADER_LEN: usize = 72;
 /// Tables larger than this are an attack or an accident (QEMU has the same bounds).
 const MAX_TABLE: u64 = 32 << 20;
@@ -43,6 +45,12 @@ fn be64(data: &[u8], at: usize) -> u64 {
 fn parse(path: &Path, head: &[u8]) -> Result<Header, Error> {
     if head.len() < HEADER_LEN {
         return Err(Error::Truncated { path: path.into(), what: "its header" });
+    }
+    if be32(head, 0) != MAGIC {
+        return Err(Error::bad(
+            path,
+            "it is no qcow2 image; one is made of it with: qemu-img convert -O qcow2",
+        ));
     }
     let (version, cluster_bits) = (be32(head, 4), be32(head, 20));
     if !(2..=3).contains(&version) {
