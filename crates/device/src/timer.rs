@@ -163,6 +163,7 @@ mod tests {
         assert_eq!(rx.recv_timeout(Duration::from_secs(5)), Ok(2));
         assert!(rx.try_recv().is_err());
     }
+
     #[test]
     fn who_re_arms_for_ever_fills_no_memory_and_is_still_called() {
         let timers = Timers::start().unwrap();

@@ -6,7 +6,7 @@
 //! (`PTRACE_SYSEMU`). Its mappings are changed by the stub, which runs only while no guest code does. A filter
 //! of system calls, which knows the stub's addresses, stands behind all that.
 
-#![allow(unsafe_code)] // fork, and the affinity of threads
+#![allow(unsafe_code)] // fork
 
 use std::io::Error;
 use std::os::fd::BorrowedFd;
