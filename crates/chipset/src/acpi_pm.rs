@@ -232,18 +232,8 @@ impl Snapshot for AcpiPm {
 mod tests {
     use super::*;
     use crate::power::testing;
-    use device::IrqSink;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use crate::wire::Wire;
     use std::sync::mpsc::Receiver;
-
-    #[derive(Default)]
-    struct Wire(AtomicBool);
-
-    impl IrqSink for Wire {
-        fn set_level(&self, _pin: u32, high: bool) {
-            self.0.store(high, Ordering::SeqCst);
-        }
-    }
 
     struct Bench {
         pm: Arc<Mutex<AcpiPm>>,
@@ -275,7 +265,7 @@ mod tests {
             u32::from_le_bytes(data)
         }
         fn is_high(&self) -> bool {
-            self.wire.0.load(Ordering::SeqCst)
+            self.wire.is_high()
         }
     }
 

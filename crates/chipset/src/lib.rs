@@ -25,6 +25,8 @@ mod serial_input;
 mod sync;
 mod test_device;
 mod uart;
+#[cfg(test)]
+mod wire;
 
 pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use debug_exit::DebugExit;

@@ -467,30 +467,8 @@ impl Snapshot for Uart {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use device::IrqSink;
+    use crate::wire::Wire;
     use std::io;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    /// Counts edges and keeps the level.
-    #[derive(Default)]
-    struct Wire {
-        level: AtomicU32,
-        edges: AtomicU32,
-    }
-
-    impl Wire {
-        fn is_high(&self) -> bool {
-            self.level.load(Ordering::SeqCst) == 1
-        }
-    }
-
-    impl IrqSink for Wire {
-        fn set_level(&self, _pin: u32, high: bool) {
-            if self.level.swap(u32::from(high), Ordering::SeqCst) == 0 && high {
-                self.edges.fetch_add(1, Ordering::SeqCst);
-            }
-        }
-    }
 
     #[derive(Clone, Default)]
     struct Screen(Arc<Mutex<Vec<u8>>>);
@@ -562,7 +540,7 @@ mod tests {
         }
         lock(&b.uart).flush(Duration::from_secs(5));
         assert!(*lock(&b.screen.0) == text);
-        assert_eq!(b.wire.edges.load(Ordering::SeqCst), 0, "interrupts are off");
+        assert_eq!(b.wire.edges(), 0, "interrupts are off");
     }
 
     #[test]
@@ -593,10 +571,10 @@ mod tests {
         assert_eq!(b.read(reg::IIR_FCR), iir::THR_EMPTY);
         assert!(!b.wire.is_high(), "looking at IIR acknowledges it");
         assert_eq!(b.read(reg::IIR_FCR), iir::NONE);
-        let edges = b.wire.edges.load(Ordering::SeqCst);
+        let edges = b.wire.edges();
         b.write(reg::RBR_THR_DLL, b'a');
         b.write(reg::RBR_THR_DLL, b'b');
-        assert_eq!(b.wire.edges.load(Ordering::SeqCst), edges + 2);
+        assert_eq!(b.wire.edges(), edges + 2);
         b.write(reg::MCR, 0);
         assert!(!b.wire.is_high(), "OUT2 gates the line");
     }

@@ -268,23 +268,8 @@ impl Snapshot for Pit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use device::IrqSink;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use crate::wire::Wire;
     use std::thread::sleep;
-
-    #[derive(Default)]
-    struct Wire {
-        level: AtomicU32,
-        edges: AtomicU32,
-    }
-
-    impl IrqSink for Wire {
-        fn set_level(&self, _pin: u32, high: bool) {
-            if self.level.swap(u32::from(high), Ordering::SeqCst) == 0 && high {
-                self.edges.fetch_add(1, Ordering::SeqCst);
-            }
-        }
-    }
 
     pub(super) struct Bench {
         pub(super) pit: Arc<Mutex<Pit>>,
@@ -304,7 +289,7 @@ mod tests {
             lock(&self.pit).write(offset, &[value]);
         }
         fn edges(&self) -> u32 {
-            self.wire.edges.load(Ordering::SeqCst)
+            self.wire.edges()
         }
     }
 

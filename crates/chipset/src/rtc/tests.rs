@@ -2,20 +2,11 @@
 
 use super::registers::CENTURY;
 use super::*;
-use device::IrqSink;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use crate::wire::Wire;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 /// 2000-02-29 12:34:56 UTC, a Tuesday.
 const LEAP_DAY: i64 = 951_827_696;
-
-#[derive(Default)]
-struct Wire(AtomicBool);
-
-impl IrqSink for Wire {
-    fn set_level(&self, _pin: u32, high: bool) {
-        self.0.store(high, Ordering::SeqCst);
-    }
-}
 
 struct Bench {
     rtc: Arc<Mutex<Rtc>>,
@@ -56,7 +47,7 @@ impl Bench {
             .map(|index| self.read(index as u8))
     }
     fn is_high(&self) -> bool {
-        self.wire.0.load(Ordering::SeqCst)
+        self.wire.is_high()
     }
 }
 
@@ -164,7 +155,7 @@ fn an_armed_timer_raises_the_line_by_itself() {
     lock(&rtc).write(0, &[0x0b]);
     lock(&rtc).write(1, &[0x42]);
     let start = Instant::now();
-    while !wire.0.load(Ordering::SeqCst) {
+    while !wire.is_high() {
         assert!(start.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(1));
     }
