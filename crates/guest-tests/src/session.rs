@@ -118,8 +118,18 @@ impl Session {
 
     /// Bytes of ospite that are in the host's memory, the guest's own among them.
     pub fn resident(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The part of them that is no file's: neither the guest's memory nor translated code, with the software engine.
+    pub fn anonymous(&self) -> u64 {
+        self.status("RssAnon:")
+    }
+
+    /// A size in bytes out of proc_pid_status(5).
+    fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
         kilobytes.unwrap_or_default() << 10
     }
