@@ -5,9 +5,9 @@
 //! stops: several times as slow as staying. But it alone knows who else wants a CPU, so a pair that does not
 //! get the one it is kept on is let go for a while, and kept where it is then.
 
-#![allow(unsafe_code)] // clocks of threads
+#![allow(unsafe_code)] // clocks of threads, and where this one is
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::super::cpu::Cpu;
 use super::jail::Jail;
@@ -38,7 +38,7 @@ pub fn pin(cpu: &mut Cpu, jail: &mut Jail, now: u64) {
         if now < cpu.pin.free_until {
             return jail.keep(None, &allowed);
         }
-        let here = sched_getcpu();
+        let Some(here) = here() else { return };
         let here = if cpu.vm.is_pinned(here) { free(&cpu.vm, &allowed).unwrap_or(here) } else { here };
         if sched_setaffinity(None, &only(here)).is_err() {
             return;
@@ -63,7 +63,7 @@ pub fn unpin(cpu: &mut Cpu) {
 /// A vCPU that is not kept anywhere leaves a CPU on which another one of its VM is: that one has nowhere else
 /// to go, and the scheduler does not move who runs.
 pub fn make_room(cpu: &Cpu) {
-    if cpu.pin.at.is_some() || !cpu.vm.is_pinned(sched_getcpu()) {
+    if cpu.pin.at.is_some() || !here().is_some_and(|here| cpu.vm.is_pinned(here)) {
         return;
     }
     let Ok(allowed) = sched_getaffinity(None) else { return };
@@ -107,6 +107,13 @@ pub fn time_of(clock: libc::clockid_t) -> u64 {
     // SAFETY: writes to `time`.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The CPU that this thread is on. The C library knows it by itself; rustix has to ask the kernel where to ask, which
+/// a confined process may not.
+fn here() -> Option<usize> {
+    // SAFETY: a call without arguments.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
 /// A CPU on which no vCPU of the VM is kept.
