@@ -132,24 +132,15 @@ impl Snapshot for TestDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use device::IrqSink;
-
-    #[derive(Default)]
-    struct Board(Mutex<Vec<(u32, bool)>>);
-
-    impl IrqSink for Board {
-        fn set_level(&self, pin: u32, high: bool) {
-            self.0.lock().unwrap().push((pin, high));
-        }
-    }
+    use crate::wire::Changes;
 
     struct Bench {
         device: Arc<Mutex<TestDevice>>,
-        board: Arc<Board>,
+        board: Arc<Changes>,
     }
 
     fn bench() -> Bench {
-        let board = Arc::new(Board::default());
+        let board = Arc::new(Changes::default());
         let device = TestDevice::new(|line| IrqLine::new(board.clone(), line));
         Bench { device: Arc::new(Mutex::new(device)), board: board.clone() }
     }
@@ -181,11 +172,10 @@ mod tests {
         lines.bus_write(14, &[0]);
         let saved = b.device.lock().unwrap().save();
         b.device.lock().unwrap().reset();
-        let pulls = std::mem::take(&mut *b.board.0.lock().unwrap());
-        assert_eq!(pulls, [(11, true), (14, true), (14, false), (11, false)]);
+        assert_eq!(b.board.take(), [(11, true), (14, true), (14, false), (11, false)]);
         let other = bench();
         other.device.lock().unwrap().restore(saved.clone()).unwrap();
-        assert_eq!(*other.board.0.lock().unwrap(), [(11, true)]);
+        assert_eq!(other.board.take(), [(11, true)]);
         assert!(other.device.lock().unwrap().restore(TestDeviceState { lines: 1 << 24, ..saved }).is_err());
     }
 }

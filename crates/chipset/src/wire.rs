@@ -1,8 +1,11 @@
-//! An interrupt line with nothing behind it, for the tests of devices.
+//! Interrupt lines with nothing behind them, for the tests of devices.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use device::IrqSink;
+
+use crate::sync::lock;
 
 /// Keeps the level and counts rising edges.
 #[derive(Default)]
@@ -26,5 +29,21 @@ impl IrqSink for Wire {
         if !self.level.swap(high, Ordering::SeqCst) && high {
             self.edges.fetch_add(1, Ordering::SeqCst);
         }
+    }
+}
+
+/// Remembers what was said of any lines, in order.
+#[derive(Default)]
+pub(crate) struct Changes(Mutex<Vec<(u32, bool)>>);
+
+impl Changes {
+    pub(crate) fn take(&self) -> Vec<(u32, bool)> {
+        std::mem::take(&mut *lock(&self.0))
+    }
+}
+
+impl IrqSink for Changes {
+    fn set_level(&self, pin: u32, high: bool) {
+        lock(&self.0).push((pin, high));
     }
 }

@@ -75,25 +75,11 @@ impl IrqSink for HpetLines {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Default)]
-    struct Seen(Mutex<Vec<(u32, bool)>>);
-
-    impl IrqSink for Seen {
-        fn set_level(&self, pin: u32, high: bool) {
-            lock(&self.0).push((pin, high));
-        }
-    }
-
-    impl Seen {
-        fn take(&self) -> Vec<(u32, bool)> {
-            std::mem::take(&mut *lock(&self.0))
-        }
-    }
+    use crate::wire::Changes;
 
     #[test]
     fn the_pit_is_not_heard_while_the_hpet_has_its_line() {
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(Changes::default());
         let lines = HpetLines::new(seen.clone());
         lines.set_level(0, true);
         assert_eq!(seen.take(), [(0, true)]);
@@ -111,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_shared_line_falls_when_the_last_lets_go() {
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(Changes::default());
         let lines = HpetLines::new(seen.clone());
         lines.set_level(16, true);
         lines.hold(1 << 16, false);
