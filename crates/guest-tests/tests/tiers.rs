@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use guest_tests::artefacts::{cloud_kernel, debian_disk, debian_kernel, programs_disk};
-use guest_tests::{End, Ospite, Shell};
+use guest_tests::{End, Ospite, Session, Shell};
 use tempfile::TempDir;
 
 /// How many units of code lockstep compared, after checking that all agreed.
@@ -96,13 +96,19 @@ fn programs_that_compute_run_on_the_hosts_cpu() {
     assert!(native > translated / 2.0, "{native} s on the host's CPU, {translated} s translated");
 }
 
-#[test]
-#[ignore = "boots a guest: make guest-test"]
-fn a_vm_whose_jails_are_killed_ends_and_says_so() {
+/// A guest with a program that has been in a jail for some time.
+fn computing() -> Session {
     let ospite = Ospite::run().kernel(&cloud_kernel()).memory("512M");
     let mut session = ospite.guest_command("echo computing; while :; do :; done").start();
     session.wait_for("computing", 60);
     std::thread::sleep(std::time::Duration::from_secs(1));
+    session
+}
+
+#[test]
+#[ignore = "boots a guest: make guest-test"]
+fn a_vm_whose_jails_are_killed_ends_and_says_so() {
+    let session = computing();
     let vm = session.id().to_string();
     let killed = Command::new("pkill").args(["-KILL", "-P", &vm, "guest-program"]).status();
     assert!(killed.unwrap().success(), "there are processes to kill");
@@ -114,10 +120,7 @@ fn a_vm_whose_jails_are_killed_ends_and_says_so() {
 #[test]
 #[ignore = "boots a guest: make guest-test"]
 fn no_jail_is_left_of_a_vm_that_is_killed() {
-    let ospite = Ospite::run().kernel(&cloud_kernel()).memory("512M");
-    let mut session = ospite.guest_command("echo computing; while :; do :; done").start();
-    session.wait_for("computing", 60);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    let session = computing();
     let vm = session.id().to_string();
     let jails = Command::new("pgrep").args(["-P", &vm, "guest-program"]).output().unwrap().stdout;
     let jails = String::from_utf8(jails).unwrap();
