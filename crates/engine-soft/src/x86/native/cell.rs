@@ -87,7 +87,7 @@ impl Cell {
             match stop {
                 Stop::Signal(libc::SIGSEGV, code, linear) if code > 0 && code < libc::SI_KERNEL => {
                     stats.faults += 1;
-                    match self.mirror.fault(cpu, &self.jail, linear, cpu.rip()) {
+                    match self.mirror.fault(cpu, &self.jail, linear) {
                         Fault::Mapped => {}
                         Fault::Guest => return Ok(Left::Interpret),
                         Fault::Foreign => return Ok(Left::Foreign),

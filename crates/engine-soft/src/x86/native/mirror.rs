@@ -6,6 +6,7 @@
 use mem::PAGE_SIZE;
 
 use super::super::cpu::Cpu;
+use super::super::decode::MAX_LEN;
 use super::super::run::copy_page;
 use super::super::tlb::View;
 use super::super::translate::translator::Map;
@@ -22,8 +23,6 @@ const AROUND: u64 = 64;
 const MOST_PAGES: usize = 60_000;
 /// Most regions of 2 MiB that it has had pages in: each may cost the host two page tables.
 const MOST_REGIONS: usize = 8192;
-/// Bytes of the longest instruction.
-const LONGEST: u64 = 15;
 /// Low bits of an entry; the rest is the guest-physical address.
 const WRITE: u64 = 2;
 const EXECUTE: u64 = 4;
@@ -169,8 +168,9 @@ impl Mirror {
         Ok(true)
     }
 
-    /// The program, at `rip`, was refused an access to `linear`.
-    pub fn fault(&mut self, cpu: &mut Cpu, jail: &Jail, linear: u64, rip: u64) -> Fault {
+    /// The program was refused an access to `linear`.
+    pub fn fault(&mut self, cpu: &mut Cpu, jail: &Jail, linear: u64) -> Fault {
+        let rip = cpu.rip();
         let stub = jail.stub();
         if linear >= END || (stub..stub + STUB_LEN).contains(&linear) {
             return Fault::Guest;
@@ -182,7 +182,7 @@ impl Mirror {
             // The end of an instruction, or what it writes: the interpreter knows.
             Some(_)
                 if linear.is_multiple_of(PAGE_SIZE)
-                    && rip.wrapping_add(LONGEST - 1) / PAGE_SIZE == number =>
+                    && rip.wrapping_add(MAX_LEN as u64 - 1) / PAGE_SIZE == number =>
             {
                 Fault::Guest
             }

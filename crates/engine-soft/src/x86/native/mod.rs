@@ -158,7 +158,7 @@ impl Native {
         let cell = &mut self.cells[at];
         cell.mirror.follow(cpu, &cell.jail);
         let stub = cell.jail.stub();
-        if [stub, stub + 4096].into_iter().any(|page| cpu.user_leaf(page).is_some()) {
+        if [stub, stub + mem::PAGE_SIZE].into_iter().any(|page| cpu.user_leaf(page).is_some()) {
             self.cells.remove(at); // the guest has something where our stub is; the others' are elsewhere
             return Ok(Left::Foreign);
         }

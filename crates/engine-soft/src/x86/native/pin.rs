@@ -2,7 +2,7 @@
 //! themselves.
 //!
 //! Left to itself the host's scheduler wakes the one on another CPU, idle so far, whenever the other one
-//! stops: several times as slow as staying. But it alone knows who else wants a CPU, so a pair that does not
+//! stops, which takes longer than staying. But it alone knows who else wants a CPU, so a pair that does not
 //! get the one it is kept on is let go for a while, and kept where it is then.
 
 #![allow(unsafe_code)] // clocks of threads, and where this one is

@@ -16,14 +16,14 @@ use std::hash::BuildHasher;
 use foldhash::fast::RandomState;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
+use super::super::decode::MAX_LEN;
+
 /// Bytes in front of an instruction from each of which decoding begins.
 pub const BEFORE: usize = 192;
 /// Bytes behind the page that may make its last one such an instruction.
 pub const AFTER: usize = 2;
 /// The nearest of them have no say: they may not be in step yet.
 const NEAR: usize = 128;
-/// The longest instruction.
-const LONGEST: usize = 15;
 
 /// Verdicts that are remembered, each at the place that its page's address tells.
 const REMEMBERED: usize = 1 << 13;
@@ -37,8 +37,7 @@ pub struct Differences {
     pub cpuid: bool,
 }
 
-/// What was found in pages. The same pages come again with each program that uses them, and looking through
-/// one takes 10 µs.
+/// What was found in pages. The same pages come again with each program that uses them.
 #[derive(Default)]
 pub struct Verdicts {
     /// A hash of what was looked through, and whether it is harmless.
@@ -62,7 +61,7 @@ impl Verdicts {
 
 /// Whether a page has no such instruction. `before` and `after` are as much as is known of what is around
 /// it, up to [`BEFORE`] bytes and [`AFTER`].
-pub fn harmless(before: &[u8], page: &[u8], after: &[u8], host: Differences) -> bool {
+fn harmless(before: &[u8], page: &[u8], after: &[u8], host: Differences) -> bool {
     let code = [before, page, after].concat();
     let mut page = before.len()..before.len() + page.len();
     !page.any(|at| code[at] == 0x0f && differs(&code[at + 1..], host) && begins(&code, at))
@@ -97,7 +96,7 @@ fn begins(page: &[u8], at: usize) -> bool {
     let mut meets = [false; BEFORE + 1];
     meets[at - from] = true;
     for start in (from..at).rev() {
-        let next = start + length(&page[start..page.len().min(at + LONGEST)]);
+        let next = start + length(&page[start..page.len().min(at + MAX_LEN)]);
         meets[start - from] = if next > at { is_prefixed(&page[start..=at]) } else { meets[next - from] };
     }
     let voters = &meets[..(at - from).saturating_sub(NEAR).max((at - from) / 2).max(1)];

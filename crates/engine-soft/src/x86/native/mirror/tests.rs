@@ -217,7 +217,7 @@ fn a_jail_whose_program_is_all_over_the_place_takes_little_of_the_hosts_memory()
     let Program { native, .. } = &mut program;
     let mut cell = native.cells.remove(0);
     for gigabyte in 1..20_000 {
-        let fault = cell.mirror.fault(&mut program.cpu, &cell.jail, gigabyte << 30 | DATA, CODE);
+        let fault = cell.mirror.fault(&mut program.cpu, &cell.jail, gigabyte << 30 | DATA);
         assert_eq!(fault, Fault::Mapped);
         assert!(cell.mirror.settle(&mut cell.jail, &program.cpu.tlb.flushes_log).unwrap());
     }
