@@ -5,6 +5,10 @@
 //! are not chained, flags are complete at their ends, and they end in front of instructions that only
 //! handlers execute, which are the interpreter's in both tiers. Units that reach outside of RAM are not
 //! repeated. A unit that agreed [`COMPARISONS`] times is trusted from then on.
+//!
+//! Devices write to memory meanwhile, and nothing tells when. So only bytes that differ are put back, and
+//! where the tiers seem to differ, both run again before it is said ([`ATTEMPTS`]): a mistake is made again,
+//! while what a device wrote was [`Late`], and is there afterwards.
 
 #![allow(unsafe_code)] // copies guest pages
 
@@ -23,6 +27,8 @@ use iced_x86::RflagsBits;
 const SHOWN: u64 = 20;
 /// How often each unit is compared before it is trusted and runs as translated units usually do.
 pub const COMPARISONS: u32 = 24;
+/// How often both run before they are said to differ.
+pub const ATTEMPTS: u32 = 3;
 
 type Bytes = [u8; PAGE_SIZE as usize];
 
@@ -165,7 +171,7 @@ pub fn interpret(cpu: &mut Cpu, steps: &[Step]) -> Result<Expected, Exec> {
         .filter_map(|(gpa, old)| {
             let page = vm.ram.page(gpa)?;
             let new = Box::new(copy_page(&page));
-            put_back(&page, &old);
+            change(&page, &new, &old);
             Some((gpa, old, new))
         })
         .collect();
@@ -176,69 +182,180 @@ pub fn interpret(cpu: &mut Cpu, steps: &[Step]) -> Result<Expected, Exec> {
     Ok(Expected { before, after, result, pages, undefined })
 }
 
+/// Makes a page that is `from` be `to`, but where it is not `from` any more.
+fn change(page: &Page<'_>, from: &Bytes, to: &Bytes) {
+    for (i, (from, to)) in from.as_chunks::<8>().0.iter().zip(to.as_chunks::<8>().0).enumerate() {
+        if from != to {
+            // SAFETY: within the page, and aligned.
+            unsafe { change_word(page.host.add(8 * i), from, to) };
+        }
+    }
+}
+
+/// # Safety
+/// `host` is an aligned word of guest memory.
+unsafe fn change_word(host: *mut u8, from: &[u8; 8], to: &[u8; 8]) {
+    // SAFETY: the caller's promise.
+    let mut known = unsafe { u64::load(host) };
+    loop {
+        let mut bytes = known.to_le_bytes();
+        for ((byte, from), to) in bytes.iter_mut().zip(from).zip(to) {
+            if byte == from {
+                *byte = *to;
+            }
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { u64::compare_exchange(host, known, u64::from_le_bytes(bytes)) } {
+            Ok(_) => return,
+            Err(now) => known = now,
+        }
+    }
+}
+
+/// What a device seems to have written to a page while it was compared: the page without it and with it.
+pub struct Late {
+    gpa: u64,
+    without: Box<Bytes>,
+    with: Box<Bytes>,
+}
+
+impl Late {
+    /// Has it written now, where the vCPU did not.
+    pub fn deliver(&self, cpu: &Cpu) {
+        if let Some(page) = cpu.vm.ram.page(self.gpa) {
+            change(&page, &self.without, &self.with);
+        }
+    }
+}
+
+/// A page that either wrote.
+struct Written {
+    gpa: u64,
+    before: Box<Bytes>,
+    found: Box<Bytes>,
+    right: Box<Bytes>,
+}
+
+/// The translator's run, compared with the interpreter's.
+pub struct Comparison {
+    pages: Vec<Written>,
+    differences: Vec<String>,
+}
+
 impl Expected {
     /// What the unit came to.
     pub fn result(&self) -> Exec {
         self.result
     }
-}
 
-fn put_back(page: &Page<'_>, bytes: &Bytes) {
-    for (i, word) in bytes.chunks_exact(8).enumerate() {
-        let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
-        // SAFETY: within the page.
-        unsafe { HostInt::store(page.host.add(8 * i), word) };
-    }
-}
-
-/// Compares the translator's run with the interpreter's, whose outcome stays. Answers whether they agree.
-pub fn compare(cpu: &mut Cpu, steps: &[Step], expected: &Expected, result: Exec, mismatches: u64) -> bool {
-    let log = *cpu.write_log.take().unwrap_or_default();
-    let mut found = State::of(cpu);
-    // Flags that nothing reads any more may be stale at a fault.
-    let mut ignored = expected.undefined;
-    if result.is_err() {
-        ignored = rflags_of(ARITHMETIC);
-    }
-    found.rflags = found.rflags & !ignored | expected.after.rflags & ignored;
-    let mut differences = Vec::new();
-    if result != expected.result {
-        differences.push(format!("result {result:?} instead of {:?}", expected.result));
-    }
-    differences.extend(state_differences(&found, &expected.after));
-    let vm = cpu.vm.clone();
-    for (gpa, old) in &log.pages {
-        let known = expected.pages.iter().find(|(known, ..)| known == gpa);
-        let right = known.map_or(old, |(_, _, new)| new);
-        if let Some(page) = vm.ram.page(*gpa) {
-            memory_differences(&mut differences, *gpa, &copy_page(&page), right);
-            put_back(&page, right);
+    /// Compares the translator's run with it.
+    pub fn compare(&self, cpu: &mut Cpu, result: Exec) -> Comparison {
+        let pages = self.written(cpu);
+        let mut found = State::of(cpu);
+        // Flags that nothing reads any more may be stale at a fault.
+        let mut ignored = self.undefined;
+        if result.is_err() {
+            ignored = rflags_of(ARITHMETIC);
         }
-    }
-    for (gpa, _, new) in expected.pages.iter().filter(|(gpa, ..)| !log.pages.iter().any(|(g, _)| g == gpa)) {
-        if let Some(page) = vm.ram.page(*gpa) {
-            memory_differences(&mut differences, *gpa, &copy_page(&page), new);
-            put_back(&page, new);
+        found.rflags = found.rflags & !ignored | self.after.rflags & ignored;
+        let mut differences = Vec::new();
+        if result != self.result {
+            differences.push(format!("result {result:?} instead of {:?}", self.result));
         }
+        differences.extend(state_differences(&found, &self.after));
+        differences.extend(pages.iter().filter_map(memory_difference));
+        Comparison { pages, differences }
     }
-    expected.after.put(cpu);
-    if !differences.is_empty() && mismatches < SHOWN {
-        report(steps, &expected.before, &differences);
+
+    /// The pages that either wrote, as the translator left them.
+    fn written(&self, cpu: &mut Cpu) -> Vec<Written> {
+        let log = *cpu.write_log.take().unwrap_or_default();
+        let found = |gpa| cpu.vm.ram.page(gpa).map(|page| Box::new(copy_page(&page)));
+        // The translator's log has the interpreter's pages too.
+        let written = log.pages.into_iter().filter_map(|(gpa, before)| {
+            let known = self.pages.iter().find(|&&(known, ..)| known == gpa);
+            let right = known.map_or_else(|| before.clone(), |(_, _, new)| new.clone());
+            Some(Written { gpa, before, found: found(gpa)?, right })
+        });
+        written.collect()
     }
-    differences.is_empty()
+
+    /// Takes the interpreter's outcome.
+    fn take(&self, cpu: &mut Cpu, pages: &[Written]) {
+        for written in pages {
+            if let Some(page) = cpu.vm.ram.page(written.gpa) {
+                change(&page, &written.found, &written.right);
+            }
+        }
+        self.after.put(cpu);
+    }
+
+    /// Takes the interpreter's outcome of a unit that the translator left half way, to be gone on elsewhere.
+    pub fn adopt(&self, cpu: &mut Cpu) {
+        let pages = self.written(cpu);
+        self.take(cpu, &pages);
+    }
 }
 
-/// Takes the interpreter's outcome of a unit that the translator left half way, to be gone on elsewhere.
-pub fn adopt(cpu: &mut Cpu, expected: &Expected) {
-    compare(cpu, &[], expected, expected.result, SHOWN);
+impl Comparison {
+    /// Whether the tiers agree.
+    pub fn agrees(&self) -> bool {
+        self.differences.is_empty()
+    }
+
+    /// The interpreter's outcome stays.
+    pub fn end(self, cpu: &mut Cpu, expected: &Expected) {
+        expected.take(cpu, &self.pages);
+    }
+
+    /// All as it was before the unit, for both to run again; answers what must not be lost by that if it
+    /// was a device's.
+    pub fn undo(self, cpu: &mut Cpu, expected: &Expected) -> Vec<Late> {
+        let late = self.pages.into_iter().filter_map(|Written { gpa, before, found, right }| {
+            change(&cpu.vm.ram.page(gpa)?, &found, &before);
+            let mut with = before.clone();
+            for (at, byte) in with.iter_mut().enumerate().filter(|&(at, _)| found[at] != right[at]) {
+                // It came in either's run.
+                *byte = if found[at] == before[at] { right[at] } else { found[at] };
+            }
+            (with != before).then_some(Late { gpa, without: before, with })
+        });
+        let late = late.collect();
+        expected.before.put(cpu);
+        late
+    }
+
+    /// Prints what differs.
+    #[cold]
+    pub fn report(&self, steps: &[Step], expected: &Expected, mismatches: u64) {
+        if mismatches >= SHOWN {
+            return;
+        }
+        let before = &expected.before;
+        let mut text = format!("lockstep: the translator differs at {:#x}", before.regs[RIP as usize]);
+        for step in steps {
+            text += &format!("\n    {:03x} {}", step.at, step.text);
+        }
+        for number in 0..16 {
+            text += &format!("\n    before: register {number} {:#x}", before.regs[number]);
+        }
+        text += &format!(
+            "\n    before: RFLAGS {:#x}, stack {:#x}",
+            before.rflags,
+            before.regs[reg::RSP as usize]
+        );
+        for difference in &self.differences {
+            text += &format!("\n  {difference}");
+        }
+        eprintln!("{text}");
+    }
 }
 
-fn memory_differences(differences: &mut Vec<String>, gpa: u64, found: &Bytes, right: &Bytes) {
-    if let Some(at) = (0..found.len()).find(|&i| found[i] != right[i]) {
-        let end = (at + 16).min(found.len());
-        let (found, right) = (&found[at..end], &right[at..end]);
-        differences.push(format!("memory at {:#x}: {found:02x?} instead of {right:02x?}", gpa + at as u64));
-    }
+fn memory_difference(Written { gpa, found, right, .. }: &Written) -> Option<String> {
+    let at = (0..found.len()).find(|&i| found[i] != right[i])?;
+    let end = (at + 16).min(found.len());
+    let (found, right) = (&found[at..end], &right[at..end]);
+    Some(format!("memory at {:#x}: {found:02x?} instead of {right:02x?}", gpa + at as u64))
 }
 
 fn state_differences(found: &State, right: &State) -> Vec<String> {
@@ -271,21 +388,4 @@ fn state_differences(found: &State, right: &State) -> Vec<String> {
     check("FIP".into(), found.pointers.fip, right.pointers.fip);
     check("FOP".into(), found.pointers.fop.into(), right.pointers.fop.into());
     differences
-}
-
-#[cold]
-fn report(steps: &[Step], before: &State, differences: &[String]) {
-    let mut text = format!("lockstep: the translator differs at {:#x}", before.regs[RIP as usize]);
-    for step in steps {
-        text += &format!("\n    {:03x} {}", step.at, step.text);
-    }
-    for number in 0..16 {
-        text += &format!("\n    before: register {number} {:#x}", before.regs[number]);
-    }
-    text +=
-        &format!("\n    before: RFLAGS {:#x}, stack {:#x}", before.rflags, before.regs[reg::RSP as usize]);
-    for difference in differences {
-        text += &format!("\n  {difference}");
-    }
-    eprintln!("{text}");
 }

@@ -117,7 +117,8 @@ impl Pair {
         panic!("the interpreter does not come to an end, at {:#x}", self.oracle.cpu.rip());
     }
 
-    fn run_translated(&mut self) -> Exception {
+    /// Runs the translated one alone up to its first exception.
+    pub fn run_translated(&mut self) -> Exception {
         let (translator, blocks) = (&mut self.translator, &mut self.other_blocks);
         for _ in 0..1_000_000 {
             // SAFETY: the vCPU is in its box.

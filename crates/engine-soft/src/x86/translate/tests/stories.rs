@@ -1,14 +1,16 @@
 //! What a program sees.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use mem::PAGE_SIZE;
+use mem::{Bytes, GuestAddress, PAGE_SIZE};
 
 use super::pair::Pair;
 use crate::vm::attention;
 use crate::x86::exception::vector;
 use crate::x86::op::{RIP, reg};
 use crate::x86::testing::{CODE, DATA};
+use crate::x86::translate::lockstep::COMPARISONS;
 
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
@@ -184,6 +186,48 @@ fn lockstep_agrees_with_right_code_and_finds_wrong_code() {
     pair.restart();
     pair.run(); // the interpreter's result stands
     assert_eq!((pair.translator.stats.compared, pair.translator.stats.mismatches), (2, 1));
+}
+
+#[test]
+fn lockstep_keeps_what_a_device_writes_meanwhile() {
+    const UNITS: u32 = 200;
+    const ROUNDS: u64 = COMPARISONS as u64;
+    // The guest writes the first half of each word, the device a byte of the second.
+    // mov [rbx + 8 * n], eax; jmp on
+    let unit = |n: u32| [&[0x89, 0x83][..], &(8 * n).to_le_bytes(), &[0xeb, 0x00]].concat();
+    let units: Vec<_> = (0..UNITS).map(unit).collect();
+    let code = program(&[&units.concat()]);
+    let mut pair = Pair::new(&code);
+    pair.lockstep();
+    pair.set(reg::RBX, DATA);
+    let ram = pair.cpu.vm.ram.clone();
+    let at = |n: u32| GuestAddress(DATA + u64::from(8 * n) + 6);
+    let done = AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let device = scope.spawn(|| {
+            let mut written = [0u8; UNITS as usize];
+            for n in (0..UNITS).cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
+                let byte = &mut written[n as usize];
+                *byte = byte.wrapping_add(1);
+                ram.write_obj(*byte, at(n)).unwrap();
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            written
+        });
+        for round in 0..ROUNDS {
+            pair.restart();
+            pair.set(reg::RAX, round + 1);
+            pair.run_translated();
+        }
+        done.store(true, Ordering::Relaxed);
+        device.join().unwrap()
+    });
+    let stats = &pair.translator.stats;
+    assert_eq!((stats.compared, stats.mismatches), (u64::from(UNITS) * ROUNDS, 0));
+    for (n, byte) in (0..UNITS).zip(written) {
+        let word: u64 = ram.read_obj(GuestAddress(DATA + u64::from(8 * n))).unwrap();
+        assert_eq!(word, ROUNDS | u64::from(byte) << 48, "word {n}");
+    }
 }
 
 #[test]
