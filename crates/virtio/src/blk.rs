@@ -7,7 +7,8 @@
 //! 2. the event wakes the device's thread, which begins a round (`worker.rs`);
 //! 3. [`Handler::process`] of `Work` in `blk/io.rs` takes every chain that is there
 //!    ([`VirtQueue::pop`] checks each);
-//! 4. `Request::parse` in `blk/request.rs` makes of a chain a request that cannot be bad;
+//! 4. `Request::parse` in `blk/request.rs` makes of a chain a request that cannot be bad; where the disk has
+//!    limits and their time has not come, it goes back into the ring with all that is behind it;
 //! 5. `Work::perform` hands its buffers, which are guest memory, to [`Disk::write_vectored_at`];
 //! 6. `Work::finish` sets status and counters and puts the chain into the used ring;
 //! 7. the worker ends the round with one interrupt, if the driver wants it ([`Interrupt`]).
@@ -27,13 +28,14 @@ mod request;
 mod tests;
 
 use std::io::Result;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use device::BadState;
 use disk::{Disk, SECTOR};
 use pci::Class;
 use serde::{Deserialize, Serialize};
+use throttle::{DiskLimits, Throttle};
 
 use crate::{DeviceState, Handler, Kind, VirtioDevice};
 use request::{ID_LEN, Limits};
@@ -103,6 +105,8 @@ pub struct Blk {
     serial: [u8; ID_LEN],
     writeback: Arc<AtomicBool>,
     counters: Counters,
+    /// Here, since a driver that resets the device must not get a new one. Only the handler locks it.
+    throttle: Option<Arc<Mutex<Throttle>>>,
 }
 
 impl Blk {
@@ -116,7 +120,15 @@ impl Blk {
             serial: id,
             writeback: Arc::new(AtomicBool::new(true)),
             counters: Counters::default(),
+            throttle: None,
         }
+    }
+
+    /// Holds it to `limits`. A flush and each range that is discarded is a request without bytes; zeroes
+    /// count as if they were written.
+    pub fn limited(mut self, limits: &DiskLimits) -> Blk {
+        self.throttle = limits.throttle().map(|throttle| Arc::new(Mutex::new(throttle)));
+        self
     }
 
     /// What it has done.
@@ -193,6 +205,7 @@ impl VirtioDevice for Blk {
             serial: self.serial,
             writeback: self.writeback.clone(),
             counters: self.counters.clone(),
+            throttle: self.throttle.clone(),
         }))
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use device::BadState;
 use mem::GuestRam;
@@ -31,6 +32,8 @@ pub enum Progress {
     Waiting,
     /// Requests are left for when there is room behind the device: [`WakeOn::Writable`] comes first.
     Full,
+    /// Requests are left for then; nothing makes the queue be processed earlier.
+    Until(Instant),
 }
 
 /// A descriptor that wakes a handler.

@@ -2,12 +2,14 @@
 //!
 //! Kicks are event file descriptors, so that KVM can write them without leaving the kernel. The
 //! worker is stopped for a reset, a save, or when the driver takes away bus mastering; it finishes
-//! the round it is in, so that no request is half done afterwards.
+//! the round it is in, so that no request is half done afterwards. Requests that have to wait for their
+//! time ([`Progress::Until`]) wait in the driver's ring, and nobody waits for them.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use mem::GuestRam;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -59,8 +61,8 @@ impl Worker {
                 descriptors.push((wake.on, at));
             }
         }
-        let name = name.to_owned();
-        let mut work = Work { name, epoll, handler, wake, descriptors, queues, ram, interrupt };
+        let (name, held) = (name.to_owned(), vec![None; queues.len()]);
+        let mut work = Work { name, epoll, handler, wake, descriptors, queues, held, ram, interrupt };
         let thread = device::thread(work.name.clone()).spawn(move || work.run())?;
         Ok(Worker { stop, thread: Some(thread) })
     }
@@ -109,6 +111,8 @@ struct Work {
     /// The handler's descriptors, and the places of the queues that they are for.
     descriptors: Vec<(WakeOn, usize)>,
     queues: Vec<Live>,
+    /// Until when each of them is left alone, by its place.
+    held: Vec<Option<Instant>>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
 }
@@ -134,7 +138,7 @@ impl Work {
     /// Waits for events; the places of the queues to process, each once, or `None` to stop.
     fn wait(&mut self) -> Option<Vec<usize>> {
         let mut events = [EpollEvent::default(); 16];
-        let count = match self.epoll.wait(-1, &mut events) {
+        let count = match self.epoll.wait(self.patience(), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => {
@@ -159,7 +163,36 @@ impl Work {
                 }
             }
         }
+        self.keep_to_time(&mut due);
         Some(due)
+    }
+
+    /// How long to wait for events, in milliseconds, as epoll takes it: without end where no queue is held.
+    fn patience(&self) -> i32 {
+        let Some(next) = self.held.iter().flatten().min() else { return -1 };
+        let left = next.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    }
+
+    /// Leaves out the queues whose time has not come, and adds those whose has. Whatever happened to the
+    /// former is seen then.
+    fn keep_to_time(&mut self, due: &mut Vec<usize>) {
+        if self.held.iter().all(Option::is_none) {
+            return;
+        }
+        let now = Instant::now();
+        for (at, held) in self.held.iter_mut().enumerate() {
+            match *held {
+                Some(until) if until > now => due.retain(|&other| other != at),
+                Some(_) => {
+                    *held = None;
+                    if !due.contains(&at) {
+                        due.push(at);
+                    }
+                }
+                None => {}
+            }
+        }
     }
 
     /// The places of the queues that the handler's own event is for, as far as the driver uses them.
@@ -184,8 +217,10 @@ impl Work {
         if queue.wants_interrupt(&self.ram)? {
             self.interrupt.queue_used(*index);
         }
-        if matches!(progress, Ok(Progress::Full)) {
-            self.wait_for_room(at);
+        match progress {
+            Ok(Progress::Full) => self.wait_for_room(at),
+            Ok(Progress::Until(time)) => self.held[at] = Some(time),
+            Ok(Progress::Drained | Progress::Waiting) | Err(_) => {}
         }
         if more {
             let _ = kick.write(1); // fails only if the counter is full, which is as good

@@ -8,16 +8,18 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("tap", &[]),
     // Talks to programs in the guest over a socket; knows nothing of the machine.
     ("agent", &[]),
+    // What users say of limits, on the way from their files to the devices that keep to them.
+    ("throttle", &[]),
     ("device", &["mem"]),
     ("engine", &["mem"]),
     ("net", &["mem", "tap"]),
     ("disk", &["mem"]),
     ("boot", &["mem"]),
     // A VM's definition names its networks.
-    ("store", &["disk", "net"]),
+    ("store", &["disk", "net", "throttle"]),
     ("pci", &["device", "mem"]),
     ("chipset", &["device", "mem"]),
-    ("virtio", &["pci", "device", "disk", "net", "mem"]),
+    ("virtio", &["pci", "device", "disk", "net", "mem", "throttle"]),
     ("engine-soft", &["engine", "mem"]),
     ("engine-kvm", &["engine", "mem"]),
     (
@@ -33,13 +35,14 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
             "mem",
             "net",
             "pci",
+            "throttle",
             "virtio",
         ],
     ),
     // `vmm` picks the engine by name; it hands it to `machine` as a trait object.
     ("vmm", &["machine", "sandbox", "engine", "engine-kvm", "engine-soft"]),
     // The door: parses and prints, and so names the types of these, but wires nothing.
-    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net", "agent", "sandbox"]),
+    ("ospite", &["vmm", "store", "machine", "engine", "disk", "net", "agent", "sandbox", "throttle"]),
     // Tools of the house, never part of the product.
     ("guest-tests", &[]),
     ("ospite-bench", &[]),

@@ -1,14 +1,16 @@
 //! Doing what requests ask for.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use disk::Disk;
 use mem::GuestRam;
+use throttle::Throttle;
 
 use super::request::{ID_LEN, Limits, Operation, Reply, Request, Status};
 use super::{Count, Counters};
-use crate::{Broken, Handler, Progress, VirtQueue};
+use crate::{Broken, Handler, Progress, VirtQueue, lock};
 
 /// The disk's side of its queue.
 pub(super) struct Work {
@@ -17,12 +19,17 @@ pub(super) struct Work {
     pub(super) serial: [u8; ID_LEN],
     pub(super) writeback: Arc<AtomicBool>,
     pub(super) counters: Counters,
+    pub(super) throttle: Option<Arc<Mutex<Throttle>>>,
 }
 
 impl Handler for Work {
     fn process(&mut self, _index: usize, queue: &mut VirtQueue, ram: &GuestRam) -> Result<Progress, Broken> {
         while let Some(chain) = queue.pop(ram)? {
             let Request { reply, operation } = Request::parse(chain, &self.limits)?;
+            if let Err(later) = self.pass(&operation) {
+                queue.unpop();
+                return Ok(Progress::Until(later));
+            }
             let done = operation.and_then(|operation| self.perform(&operation));
             self.finish(queue, ram, &reply, done)?;
         }
@@ -31,6 +38,17 @@ impl Handler for Work {
 }
 
 impl Work {
+    /// Whether the disk's limits let it be done now, or when. What is not done costs nothing.
+    fn pass(&self, operation: &Result<Operation<'_>, Status>) -> Result<(), Instant> {
+        match (&self.throttle, operation) {
+            (Some(throttle), Ok(operation)) => {
+                let (requests, bytes) = cost(operation);
+                lock(throttle).pass(requests, bytes, Instant::now())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Does it; how many bytes of the driver's buffers were written.
     fn perform(&self, operation: &Operation<'_>) -> Result<usize, Status> {
         let done = match operation {
@@ -110,5 +128,18 @@ impl Work {
         self.counters.add(if status == Status::Ok { Count::Requests } else { Count::Errors }, 1);
         reply.status.write(&[status as u8]);
         queue.push(ram, reply.head, written + 1)
+    }
+}
+
+/// Requests and bytes that count.
+fn cost(operation: &Operation<'_>) -> (u64, u64) {
+    match operation {
+        Operation::Read { data, .. } | Operation::Write { data, .. } => (1, data.len() as u64),
+        Operation::Flush => (1, 0),
+        Operation::GetId { .. } => (0, 0),
+        Operation::Discard(ranges) => (ranges.len() as u64, 0),
+        Operation::WriteZeroes(ranges) => {
+            (ranges.len() as u64, ranges.iter().map(|range| range.length).sum())
+        }
     }
 }

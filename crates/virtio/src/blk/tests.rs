@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use disk::{Description, Format, Slice};
 use proptest::prelude::*;
@@ -366,4 +367,76 @@ proptest! {
         eventually("neither answered nor refused", || driver.used_index(0) == 1 || driver.status() & 64 != 0);
         prop_assert_eq!(fs::metadata(file.path()).unwrap().len(), 1 << 20);
     }
+}
+
+fn limited(path: &Path, limits: &str) -> Blk {
+    let disk = disk::open(path, Some(Format::Raw), false).unwrap();
+    Blk::new(disk, "limited").limited(&limits.parse().unwrap())
+}
+
+/// A request whose header and status are at `at`, and its data, where it has some, after them.
+fn add(driver: &mut Driver, at: u64, kind: u32, length: u32) -> u16 {
+    driver.fill(at, &[&kind.to_le_bytes()[..], &[0; 12]].concat());
+    driver.fill(at + 16, &[0xff]);
+    let data = Buf::Out(at + 0x200, length);
+    let bufs = [Buf::Out(at, 16), data, Buf::In(at + 16, 1)];
+    driver.add(0, &bufs)
+}
+
+#[test]
+fn requests_over_the_limit_wait_and_keep_their_order() {
+    let file = image(1 << 20);
+    let mut driver = Driver::start(limited(file.path(), "iops=200,iops-burst=10"));
+    let begun = Instant::now();
+    let mut heads = Vec::new();
+    for number in 0..30u64 {
+        let at = DATA + number * 0x400;
+        driver.fill(at + 0x200, &[number as u8; 512]);
+        heads.push(add(&mut driver, at, 1, 512));
+        heads.push(add(&mut driver, at + 0x40, 4, 0));
+    }
+    driver.kick(0);
+    for head in heads {
+        assert_eq!(driver.wait_used(0).0, u32::from(head));
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(250), "50 of 60 had to wait, 5 ms each");
+    for number in 0..30 {
+        let at = DATA + number * 0x400;
+        assert_eq!((driver.bytes(at + 16, 1), driver.bytes(at + 0x50, 1)), (vec![0], vec![0]));
+    }
+    assert_eq!(fs::read(file.path()).unwrap()[..512], [29; 512], "the last write was the last");
+}
+
+#[test]
+fn neither_a_pause_nor_a_reset_waits_for_requests_nor_pays_for_them() {
+    let file = image(1 << 20);
+    let blk = limited(file.path(), "bandwidth=1K");
+    let throttle = blk.throttle.clone().unwrap();
+    let mut driver = Driver::start(blk);
+    let begun = Instant::now();
+    for number in 0..3 {
+        add(&mut driver, DATA + number * 0x4_0000, 1, 0x3_0000); // three minutes' worth
+    }
+    driver.kick(0);
+    driver.wait_used(0);
+    lock(&driver.board.function).pause();
+    lock(&driver.board.function).resume();
+    driver.kick(0);
+    assert_eq!(driver.used_index(0), 1);
+    driver.initialize(u64::MAX); // resets it first
+    assert_eq!(lock(&throttle).pass(0, 0, Instant::now()).is_err(), begun.elapsed().as_secs() < 190);
+    assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn what_touches_no_disk_is_free() {
+    let file = image(1 << 20);
+    let mut driver = Driver::start(limited(file.path(), "iops=1"));
+    let begun = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(driver.request(1, 1 << 40, Some(Buf::Out(BUFFER, 512))), 1, "no such place");
+        assert_eq!(driver.request(8, 0, Some(Buf::In(BUFFER, 20))), 0);
+    }
+    assert_eq!(driver.request(1, 0, Some(Buf::Out(BUFFER, 512))), 0);
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }
