@@ -129,6 +129,7 @@ fn spec(disk: &Path, cpus: u32) -> VmSpec {
             base: None,
             read_only: false,
             serial: None,
+            limits: Default::default(),
         }],
         boot: BootSpec {
             kernel: vmlinuz,

@@ -131,7 +131,8 @@ impl Builder<'_> {
             None => disk::open(&spec.path, spec.format, spec.read_only)?,
         };
         let backend = describe_disk(spec, &*disk, &serial);
-        self.add(slot(first, index), Blk::new(disk, &serial), backend, Some(spec.path.clone()))
+        let blk = Blk::new(disk, &serial).limited(&spec.limits);
+        self.add(slot(first, index), blk, backend, Some(spec.path.clone()))
     }
 }
 
@@ -151,8 +152,9 @@ fn describe_disk(spec: &DiskSpec, disk: &dyn Disk, serial: &str) -> String {
     let told = if probed { " told by content" } else { "" };
     let mode = if read_only { ", read-only" } else { "" };
     let base = spec.base.as_ref().map(|base| format!(" on {}", base.display())).unwrap_or_default();
+    let limits = if spec.limits.is_none() { String::new() } else { format!(", {}", spec.limits) };
     let path = spec.path.display();
-    format!("{path} ({format}{told}{base}, {} MiB{mode}, serial number {serial})", size >> 20)
+    format!("{path} ({format}{told}{base}, {} MiB{mode}, serial number {serial}{limits})", size >> 20)
 }
 
 impl Devices {
@@ -261,6 +263,7 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use throttle::DiskLimits;
 
     #[test]
     fn serial_numbers_that_a_guest_could_not_read_are_refused() {
@@ -270,6 +273,7 @@ mod tests {
             base: None,
             read_only: false,
             serial: serial.map(Into::into),
+            limits: DiskLimits::default(),
         };
         assert_eq!(serial_number(&spec(None), 3).unwrap(), "ospite-3");
         assert_eq!(serial_number(&spec(Some("0123456789abcdefghij")), 0).unwrap(), "0123456789abcdefghij");

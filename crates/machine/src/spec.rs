@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use engine::x86::CpuModel;
 use mem::Kind;
 use serde::{Deserialize, Serialize};
+use throttle::DiskLimits;
 
 /// A virtual machine as its user asked for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,9 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Serial number that the guest sees.
     pub serial: Option<String>,
+    /// What it may do in a second.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
 }
 
 /// A network card of the machine.

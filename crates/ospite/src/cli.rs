@@ -228,8 +228,10 @@ pub struct MachineArgs {
     pub memory_backing: MemoryKind,
 
     /// A disk: the image and, after commas, `readonly`, `format=raw|qcow2|...` (else told by content),
-    /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees. A comma in a name is
-    /// written twice. May be repeated: the guest sees /dev/vda, /dev/vdb, ...
+    /// `base=FILE` that a qcow2 overlay is on, `serial=TEXT` that the guest sees, and limits for reads and
+    /// writes together: `iops=500` requests a second, `bandwidth=20M` bytes a second; `iops-burst` and
+    /// `bandwidth-burst` say how much may come at once after a pause (a tenth of a second's where absent). A
+    /// comma in a name is written twice. May be repeated: the guest sees /dev/vda, /dev/vdb, ...
     #[arg(short, long = "disk", value_name = "FILE[,OPTION...]", value_parser = OsStringValueParser::new().try_map(DiskArg::parse), add = ArgValueCompleter::new(PathCompleter::any()))]
     pub disks: Vec<DiskArg>,
 
@@ -276,7 +278,7 @@ pub struct MachineArgs {
 pub struct RunArgs {
     /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
-        "image", "disk_size", "engine", "cpus", "cpu", "memory", "memory_backing", "disks", "kernel", "initrd", "append",
+        "image", "disk_size", "disk_limit", "engine", "cpus", "cpu", "memory", "memory_backing", "disks", "kernel", "initrd", "append",
         "cloud_init", "console", "network", "publish", "allow", "hpet", "no_reboot", "name", "stop_timeout",
         "agent_socket", "stats", "dry_run", "test_device",
     ])]
@@ -394,6 +396,10 @@ mod tests {
             "-c 255",
             "-m 12x",
             "-d a.img,wat",
+            "-d a.img,iops=0",
+            "-d a.img,bandwidth=-5M",
+            "--disk-limit iops=500",
+            "--image debian --disk-limit bandwidth=5X",
             "--engine warp",
             "--cpu 486",
             "--engine auto,tier=lockstep",

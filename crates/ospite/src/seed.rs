@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use machine::DiskSpec;
 use rustix::fs::{MemfdFlags, memfd_create};
 use store::cloud_init::CloudInit;
+use throttle::DiskLimits;
 
 use crate::exit::Code;
 use crate::failure::Failure;
@@ -36,6 +37,7 @@ impl Seed {
             base: None,
             read_only: true,
             serial: Some("cloud-init".into()),
+            limits: DiskLimits::default(),
         }
     }
 }

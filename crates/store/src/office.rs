@@ -146,6 +146,7 @@ mod tests {
             [vm.web]
             memory = "256M"
             disk = "4G"
+            disk-limit = { iops = 500, bandwidth = "20M", bandwidth-burst = "1G" }
             network = "office"
             publish = ["8080:80"]
             restart = "always"
@@ -156,6 +157,7 @@ mod tests {
             http = "80/index.html"
             [vm.old]
             image = "debian"
+            disk-limit.iops = 9
             [vm.old.health]
             command = ["systemctl", "is-system-running"]
             timeout = 20
@@ -164,6 +166,7 @@ mod tests {
         .unwrap();
         let web = &office.members[&"web".parse().unwrap()];
         assert_eq!((web.cpus, web.memory.bytes(), web.restart), (1, 256 << 20, Restart::Always));
+        assert_eq!(web.disk_limit.to_string(), "at most 500 requests/s and 20 MiB/s (1 GiB at once)");
         let Source::Recipe(recipe) = &web.image else { panic!("{web:?}") };
         assert_eq!(recipe.packages, ["nginx-light"]);
         assert!(recipe.files[0].from.as_ref().unwrap().is_absolute(), "relative to the file");
@@ -196,6 +199,10 @@ mod tests {
             ("[vm.web]\nimage = \"d\"\nhealth.tcp = 25", "publish"),
             ("[vm.web]\nimage = \"d\"\npublish = [\"80\"]", "8080:80"),
             ("[vm.web]\nimage = \"d\"\nhealth = {}", "one of"),
+            ("[vm.web]\nimage = \"d\"\ndisk-limit.iops = 0", "at least 1"),
+            ("[vm.web]\nimage = \"d\"\ndisk-limit.bandwidth = \"5\"", "20M"),
+            ("[vm.web]\nimage = \"d\"\ndisk-limit.bandwith = \"5M\"", "`bandwidth`"),
+            ("[vm.web]\nimage = \"d\"\ndisk-limit.iops-burst = 5", "add iops=500"),
             (
                 "[vm.web]\nimage = \"d\"\nhealth = { command = [\"true\"], on-failure = \"restart\" }",
                 "needs restart",

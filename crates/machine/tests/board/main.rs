@@ -55,7 +55,8 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
     let path = dir.path().join("disk.raw");
     std::fs::File::create(&path).unwrap().set_len(3 << 20).unwrap();
     let format = Some(disk::Format::Raw);
-    let disk = DiskSpec { path, format, base: None, read_only: false, serial: None };
+    let disk =
+        DiskSpec { path, format, base: None, read_only: false, serial: None, limits: Default::default() };
     VmSpec {
         name: "test".into(),
         cpus: 2,

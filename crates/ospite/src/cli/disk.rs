@@ -1,10 +1,11 @@
-//! `--disk FILE[,readonly][,format=F][,base=FILE][,serial=S]`
+//! `--disk FILE[,readonly][,format=F][,base=FILE][,serial=S][,iops=N][,bandwidth=SIZE]`
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use machine::DiskSpec;
+use throttle::{BadLimit, DiskLimits};
 
 /// A disk as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct DiskArg {
     pub read_only: bool,
     /// The serial number that the guest sees.
     pub serial: Option<String>,
+    /// What it may do in a second.
+    pub limits: DiskLimits,
 }
 
 /// Why a text is no disk.
@@ -29,7 +32,8 @@ pub enum DiskError {
     NoFile,
     /// An option that disks do not have.
     #[error(
-        "a disk has no option `{0}`; it has readonly, format=raw|qcow2, base=FILE and serial=TEXT (a comma in a name is written twice)"
+        "a disk has no option `{0}`; it has readonly, format=raw|qcow2, base=FILE, serial=TEXT, and limits: {limits} \
+         (a comma in a name is written twice)", limits = DiskLimits::OPTIONS
     )]
     Option(String),
     /// A format that we cannot read.
@@ -38,6 +42,9 @@ pub enum DiskError {
     /// A serial number that does not fit.
     #[error("the serial number `{0}` does not fit: up to 20 printable ASCII characters")]
     Serial(String),
+    /// A limit that is none.
+    #[error(transparent)]
+    Limit(#[from] BadLimit),
 }
 
 /// The serial number's room in a virtio-blk GET_ID answer (virtio 1.2, 5.2.6).
@@ -49,10 +56,12 @@ impl DiskArg {
         let mut parts = split(text.as_bytes()).into_iter();
         let path = parts.next().filter(|path| !path.is_empty()).ok_or(DiskError::NoFile)?;
         let path = PathBuf::from(OsString::from_vec(path));
-        let mut disk = DiskArg { path, format: None, base: None, read_only: false, serial: None };
+        let limits = DiskLimits::default();
+        let mut disk = DiskArg { path, format: None, base: None, read_only: false, serial: None, limits };
         for option in parts {
             disk.set(&OsStr::from_bytes(&option).to_string_lossy())?;
         }
+        disk.limits.check()?;
         Ok(disk)
     }
 
@@ -62,6 +71,7 @@ impl DiskArg {
             Some(("format", name)) => self.format = Some(format(name)?),
             Some(("base", base)) if !base.is_empty() => self.base = Some(base.into()),
             Some(("serial", serial)) => self.serial = Some(check_serial(serial)?),
+            Some((limit, value)) if self.limits.set(limit, value)? => {}
             _ => return Err(DiskError::Option(option.into())),
         }
         Ok(())
@@ -70,8 +80,8 @@ impl DiskArg {
 
 impl From<&DiskArg> for DiskSpec {
     fn from(arg: &DiskArg) -> DiskSpec {
-        let DiskArg { path, format, base, read_only, serial } = arg.clone();
-        DiskSpec { path, format, base, read_only, serial }
+        let DiskArg { path, format, base, read_only, serial, limits } = arg.clone();
+        DiskSpec { path, format, base, read_only, serial, limits }
     }
 }
 
@@ -119,6 +129,8 @@ mod tests {
         assert!(disk.read_only);
         assert_eq!(disk.serial.as_deref(), Some("DATA 1"));
         assert_eq!(parse("d,base=/b,,1.qcow2").unwrap().base, Some(PathBuf::from("/b,1.qcow2")));
+        let limits = parse("d,iops=500,readonly,bandwidth=20M,bandwidth-burst=1G").unwrap().limits;
+        assert_eq!(limits.to_string(), "at most 500 requests/s and 20 MiB/s (1 GiB at once)");
     }
 
     #[test]
@@ -134,5 +146,7 @@ mod tests {
         assert!(parse("d,wat=1").unwrap_err().to_string().contains("no option `wat=1`"));
         assert!(parse("d,format=zip").unwrap_err().to_string().contains("known are: raw, qcow2"));
         assert!(parse("d,serial=0123456789012345678901").unwrap_err().to_string().contains("20"));
+        assert!(parse("d,bandwidth=5").unwrap_err().to_string().contains("20M"));
+        assert!(parse("d,iops-burst=5").unwrap_err().to_string().contains("add iops=500"));
     }
 }

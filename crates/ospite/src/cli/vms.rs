@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCompleter;
 use store::vm::Restart;
 use store::{Name, Size};
+use throttle::DiskLimits;
 
 use super::{EscapeKey, MachineArgs};
 use crate::completions::{image_names, vm_names};
@@ -13,6 +14,9 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   A VM from an image, with a disk of its own
     ospite create web --image debian --disk-size 10G -m 1G -p 8080:80
+
+  One that leaves the others their share of the disk
+    ospite create build --image debian --disk-limit iops=500,bandwidth=20M
 
   A VM from files, that comes back when its process dies
     ospite create web -c 2 -m 1G -d web.qcow2 --restart on-failure \\
@@ -58,6 +62,11 @@ pub struct ImageArgs {
     /// The size of that disk: 10G [default: the image's]
     #[arg(long, value_name = "SIZE", requires = "image")]
     pub disk_size: Option<Size>,
+
+    /// What that disk may do in a second: `iops=500` requests, `bandwidth=20M` bytes, or both after a comma; with
+    /// `iops-burst` and `bandwidth-burst` as of --disk
+    #[arg(long, value_name = "LIMIT=VALUE[,...]", requires = "image")]
+    pub disk_limit: Option<DiskLimits>,
 }
 
 /// How a VM that lasts lives.

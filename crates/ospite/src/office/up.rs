@@ -177,6 +177,7 @@ impl Site {
             memory: member.memory.bytes(),
             memory_backing: member.memory_backing.clone(),
             disk_size: member.disk.map(store::Size::bytes),
+            disk_limits: member.disk_limit,
             disks: Vec::new(),
             cloud_init: member.cloud_init.as_ref().map(vms::told).transpose()?,
             engine: member.engine.clone(),

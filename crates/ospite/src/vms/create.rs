@@ -45,6 +45,7 @@ pub fn definition(
         memory: machine.memory.bytes(),
         memory_backing: machine.memory_backing.name().into(),
         disk_size: image.disk_size.map(Size::bytes),
+        disk_limits: image.disk_limit.unwrap_or_default(),
         disks: machine.disks.iter().map(disk).collect::<Result<_, _>>()?,
         cloud_init: machine.cloud_init.as_ref().map(told).transpose()?,
         engine: machine.engine.clone(),
@@ -84,9 +85,9 @@ pub fn told(files: &Files) -> Result<CloudInit, Failure> {
 }
 
 fn disk(arg: &DiskArg) -> Result<Disk, Failure> {
-    let DiskArg { path, format, base, read_only, serial } = arg;
+    let DiskArg { path, format, base, read_only, serial, limits } = arg.clone();
     let base = base.as_deref().map(file).transpose()?;
-    Ok(Disk { path: file(path)?, format: *format, base, read_only: *read_only, serial: serial.clone() })
+    Ok(Disk { path: file(&path)?, format, base, read_only, serial, limits })
 }
 
 /// A file that is there, by a path that means the same in every folder.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use store::Home;
-use store::vm::{Boot, Definition, Folder, HealthState, LastEnd, Phase, Restart, Word};
+use store::vm::{Boot, Definition, Disk, Folder, HealthState, LastEnd, Phase, Restart, Word};
 
 use super::{Client, now};
 use crate::failure::Failure;
@@ -162,8 +162,13 @@ impl Info {
             add("memory", Some(size(definition.memory)));
             add("resident", self.resident.map(|bytes| format!("{} MiB", bytes >> 20)));
             add("boots", Some(boots(&definition.boot)));
-            for disk in &definition.disks {
-                add("disk", Some(disk.path.display().to_string()));
+            add(
+                "own disk",
+                Some(definition.disk_limits).filter(|limits| !limits.is_none()).map(|l| l.to_string()),
+            );
+            for Disk { path, limits, .. } in &definition.disks {
+                let limits = if limits.is_none() { String::new() } else { format!(", {limits}") };
+                add("disk", Some(format!("{}{limits}", path.display())));
             }
             add("network", Some(definition.network.mode.to_string()));
             add("ports", Some(ports(definition)).filter(|ports| !ports.is_empty()));

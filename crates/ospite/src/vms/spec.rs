@@ -7,6 +7,7 @@ use machine::{BootSpec, DiskSpec, VmSpec};
 use store::Home;
 use store::image::Image;
 use store::vm::{Boot, Definition, Disk, Folder};
+use throttle::DiskLimits;
 
 use crate::exit::Code;
 use crate::failure::Failure;
@@ -26,7 +27,10 @@ pub fn spec(
         }
         Boot::Image { image, append } => {
             let image = Image::open(home, image).map_err(|error| Failure::from_error(Code::Build, &error))?;
-            (image_boot(&image, definition, append.as_deref()), Some(own_disk(&image, folder)))
+            (
+                image_boot(&image, definition, append.as_deref()),
+                Some(own_disk(&image, folder, definition.disk_limits)),
+            )
         }
     };
     let name = definition.name.as_str();
@@ -67,17 +71,18 @@ fn image_boot(image: &Image, vm: &Definition, append: Option<&str>) -> BootSpec 
     BootSpec { kernel: image.kernel(), initrd: image.initrd(), cmdline: words.join(" ") }
 }
 
-fn own_disk(image: &Image, folder: &Folder) -> DiskSpec {
+fn own_disk(image: &Image, folder: &Folder, limits: DiskLimits) -> DiskSpec {
     DiskSpec {
         path: folder.disk(),
         format: Some(disk::Format::Qcow2),
         base: Some(image.disk()),
         read_only: false,
         serial: None,
+        limits,
     }
 }
 
 fn disk(disk: &Disk) -> DiskSpec {
-    let Disk { path, format, base, read_only, serial } = disk.clone();
-    DiskSpec { path, format, base, read_only, serial }
+    let Disk { path, format, base, read_only, serial, limits } = disk.clone();
+    DiskSpec { path, format, base, read_only, serial, limits }
 }

@@ -6,6 +6,7 @@ use net::{Cidr, NetworkMode, Publish};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use throttle::DiskLimits;
 
 use crate::image::Recipe;
 use crate::vm::{Health, OnFailure, Probe, Restart};
@@ -32,6 +33,9 @@ pub struct Member {
     /// Size of its disk; the image's where absent.
     #[serde(default)]
     pub disk: Option<Size>,
+    /// What its disk may do in a second.
+    #[serde(default)]
+    pub disk_limit: DiskLimits,
     /// What its guest is told at its first start.
     #[serde(default)]
     pub cloud_init: Option<cloud_init::Files>,
@@ -124,6 +128,7 @@ impl Member {
         if !(1..=254).contains(&self.cpus) {
             return Err(format!("has {} CPUs; a VM has 1 to 254", self.cpus));
         }
+        self.disk_limit.check().map_err(|error| format!("disk-limit: {error}"))?;
         let Some(check) = &self.health else { return Ok(()) };
         let health = check.health()?;
         if health.on_failure == OnFailure::Restart && self.restart == Restart::No {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use net::NetworkSettings;
 use serde::{Deserialize, Serialize};
+use throttle::DiskLimits;
 
 use crate::Name;
 use crate::cloud_init::CloudInit;
@@ -37,6 +38,9 @@ pub struct Definition {
     /// Size of its own disk in bytes; the image's where absent.
     #[serde(default)]
     pub disk_size: Option<u64>,
+    /// What its own disk may do in a second.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub disk_limits: DiskLimits,
     /// Disks that are not its own.
     #[serde(default)]
     pub disks: Vec<Disk>,
@@ -119,6 +123,9 @@ pub struct Disk {
     /// The serial number that the guest sees.
     #[serde(default)]
     pub serial: Option<String>,
+    /// What it may do in a second.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
 }
 
 /// A console of the guest.
@@ -218,7 +225,15 @@ pub(super) mod tests {
             memory: 1 << 30,
             memory_backing: "thp".into(),
             disk_size: None,
-            disks: vec![Disk { path: "/d".into(), format: None, base: None, read_only: true, serial: None }],
+            disk_limits: DiskLimits::default(),
+            disks: vec![Disk {
+                path: "/d".into(),
+                format: None,
+                base: None,
+                read_only: true,
+                serial: None,
+                limits: "iops=500,bandwidth=20M".parse().unwrap(),
+            }],
             cloud_init: None,
             engine: "auto".into(),
             console: Console::Serial,
@@ -244,6 +259,7 @@ pub(super) mod tests {
         let web = some("web");
         let text = serde_json::to_string(&web).unwrap();
         assert!(text.contains(r#""network":"office","publish":["8080:80"]"#), "{text}");
+        assert!(text.contains(r#""limits":{"iops":500,"bandwidth":20971520}"#), "{text}");
         assert_eq!(serde_json::from_str::<Definition>(&text).unwrap(), web);
     }
 
@@ -254,6 +270,6 @@ pub(super) mod tests {
         let web: Definition = serde_json::from_str(text).unwrap();
         assert_eq!(web.boot, Boot::Image { image: "debian".parse().unwrap(), append: None });
         assert_eq!((web.restart, web.console), (Restart::No, Console::Serial));
-        assert!(web.labels.is_empty() && web.health.is_none());
+        assert!(web.labels.is_empty() && web.health.is_none() && web.disk_limits.is_none());
     }
 }
