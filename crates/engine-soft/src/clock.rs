@@ -58,6 +58,11 @@ impl Clock {
         }
     }
 
+    /// Whether the frequency is known, so that nobody waits for it.
+    pub fn is_measured(&self) -> bool {
+        self.hz.load(Ordering::Relaxed) != 0
+    }
+
     /// The same in kHz.
     pub fn khz(&self) -> u32 {
         (self.hz() / 1000) as u32

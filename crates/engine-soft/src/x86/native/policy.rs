@@ -15,9 +15,9 @@ const COST: u64 = 20_000;
 /// How long a program that was not worth it is left alone; doubled each time.
 const FIRST_PAUSE: u64 = 10_000_000;
 const DOUBLINGS: u32 = 5;
-/// Samples that find a program before it goes to a jail. Bringing its pages there has its price, which short
-/// programs do not earn back: of 2, 6 and 12, logins by FTP and IMAP were fastest with 6.
-pub const SAMPLES: u32 = 6;
+/// Samples, one in 2 ms, that find a program before it goes to a jail. Bringing its pages there has its price, which short
+/// programs do not earn back: of 2, 6 and 12 ms, logins by FTP and IMAP were fastest with 6.
+pub const SAMPLES: u32 = 3;
 /// Address spaces that are remembered.
 const MOST: usize = 256;
 /// Address spaces that may be on at a time.

@@ -444,6 +444,7 @@ impl Translator {
     pub(in super::super) fn publish_deadline(cpu: &Cpu) {
         let deadline = cpu.lapic.deadline().unwrap_or(u64::MAX);
         cpu.vm.vcpus[cpu.id as usize].deadline.store(deadline, Ordering::Relaxed);
+        cpu.vm.rest.expect(deadline);
     }
 
     /// Drops the code of pages that have been written.
