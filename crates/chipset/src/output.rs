@@ -55,7 +55,7 @@ impl Output {
     pub(crate) fn start(writer: Box<dyn Write + Send>, room: Arc<Timer>) -> std::io::Result<Output> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread = device::thread("serial-out").spawn(move || run(&theirs, writer, &room))?;
+        let thread = device::spawn("serial-out", move || run(&theirs, writer, &room))?;
         Ok(Output { shared, thread: Some(thread) })
     }
 

@@ -18,5 +18,5 @@ pub use bus::{Bus, BusDevice, Device, Overlap};
 pub use doorbell::{Doorbell, DoorbellSink};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use state::{BadState, Snapshot};
-pub use thread::thread;
+pub use thread::spawn;
 pub use timer::{Timer, Timers};

@@ -56,7 +56,7 @@ impl Timers {
     pub fn start() -> std::io::Result<Timers> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread = crate::thread("timers").spawn(move || run(&theirs))?;
+        let thread = crate::spawn("timers", move || run(&theirs))?;
         Ok(Timers { shared, thread: Some(thread) })
     }
 

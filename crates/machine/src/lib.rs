@@ -34,7 +34,7 @@ mod spec;
 mod state;
 
 pub use ::chipset::{PowerEvent, SerialInput};
-pub use ::device::thread;
+pub use ::device::spawn;
 pub use ::mem::Kind as MemoryKind;
 pub use chipset::ChipsetState;
 pub use describe::{Description, DeviceInfo, KernelInfo, PciInfo};

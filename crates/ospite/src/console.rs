@@ -99,7 +99,7 @@ struct Input {
 
 impl Input {
     fn start(self) -> io::Result<()> {
-        machine::thread("keyboard").spawn(move || self.run()).map(drop)
+        machine::spawn("keyboard", move || self.run()).map(drop)
     }
 
     fn run(mut self) {

@@ -43,7 +43,7 @@ impl Caught {
         let killer = Killer::default();
         let watch = Watch { control, output, timeout, killer: killer.clone(), asked: Mutex::default() };
         let watch = Arc::new(watch);
-        machine::thread("signals").spawn(move || watch.run(self.0))?;
+        machine::spawn("signals", move || watch.run(self.0))?;
         Ok(killer)
     }
 }
@@ -91,7 +91,7 @@ impl Watch {
                 watch.kill(signal, "the guest did not power off in time, power cut");
             }
         };
-        if machine::thread("countdown").spawn(countdown).is_err()
+        if machine::spawn("countdown", countdown).is_err()
             || self.control.request(Request::PowerButton).is_err()
         {
             self.kill(signal, "power cut");
@@ -124,7 +124,7 @@ pub fn leave_terminal_in_order() -> io::Result<()> {
             }
         }
     };
-    machine::thread("signals").spawn(body).map(drop)
+    machine::spawn("signals", body).map(drop)
 }
 
 fn name(signal: i32) -> &'static str {

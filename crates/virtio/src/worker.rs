@@ -63,7 +63,7 @@ impl Worker {
         }
         let (name, held) = (name.to_owned(), vec![None; queues.len()]);
         let mut work = Work { name, epoll, handler, wake, descriptors, queues, held, ram, interrupt };
-        let thread = device::thread(work.name.clone()).spawn(move || work.run())?;
+        let thread = device::spawn(work.name.clone(), move || work.run())?;
         Ok(Worker { stop, thread: Some(thread) })
     }
 }

@@ -31,7 +31,7 @@ pub fn serve(ports: &ConsolePorts, client: UnixStream) -> io::Result<()> {
             log::debug!("a client of the guest's ports: {error}");
         }
     };
-    machine::thread("guest-port").spawn(body).map(drop)
+    machine::spawn("guest-port", body).map(drop)
 }
 
 fn attend(ports: &ConsolePorts, mut client: UnixStream) -> io::Result<()> {
@@ -164,5 +164,5 @@ pub fn listen(ports: ConsolePorts, listener: UnixListener) -> io::Result<()> {
             }
         }
     };
-    machine::thread("guest-ports").spawn(body).map(drop)
+    machine::spawn("guest-ports", body).map(drop)
 }

@@ -38,7 +38,7 @@ impl Slot {
     ) -> std::io::Result<Slot> {
         let (run, jobs) = mpsc::channel();
         let name = format!("vcpu{}", vcpu.id());
-        machine::thread(name).spawn(move || serve(index, &jobs, &*io, &inbox))?;
+        machine::spawn(name, move || serve(index, &jobs, &*io, &inbox))?;
         Ok(Slot { stop: vcpu.stop_handle(), run, parked: Some(vcpu) })
     }
 

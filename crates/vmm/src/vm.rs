@@ -214,7 +214,7 @@ fn launch(mut board: impl Board, options: Options) -> Result<(Control, Arc<Endin
     let ending = Arc::new(Ending::default());
     let theirs = ending.clone();
     let body = move || supervise(supervisor, &theirs);
-    machine::thread("supervisor").spawn(body).map_err(Error::Thread)?;
+    machine::spawn("supervisor", body).map_err(Error::Thread)?;
     Ok((Control(inbox), ending))
 }
 
@@ -232,7 +232,7 @@ fn forward_events(events: Receiver<machine::PowerEvent>, inbox: Sender<Message>)
             }
         }
     };
-    machine::thread("power").spawn(body).map(drop).map_err(Error::Thread)
+    machine::spawn("power", body).map(drop).map_err(Error::Thread)
 }
 
 /// What the machine would be made of. Opens its files and starts nothing.

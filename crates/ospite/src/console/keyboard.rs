@@ -41,7 +41,7 @@ impl Line {
     pub fn keys(keyboard: Keyboard) -> io::Result<Line> {
         let (keys, typed) = mpsc::channel::<Vec<u8>>();
         let body = move || typed.iter().for_each(|bytes| keyboard.send(&bytes));
-        machine::thread("typist").spawn(body)?;
+        machine::spawn("typist", body)?;
         Ok(Line::Keys(keys))
     }
 

@@ -37,7 +37,7 @@ impl Output {
     pub fn start(sink: impl Write + Send + 'static) -> io::Result<Output> {
         let output = Output::default();
         let theirs = output.clone();
-        machine::thread("output").spawn(move || theirs.serve(sink))?;
+        machine::spawn("output", move || theirs.serve(sink))?;
         Ok(output)
     }
 
