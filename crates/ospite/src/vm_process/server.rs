@@ -140,10 +140,15 @@ fn console(
     services: &Services,
     lines: usize,
 ) -> io::Result<()> {
-    begin_stream(&mut output)?;
+    // Attached before it is told: what is written from then on is the client's.
     let reader = Arc::new(services.hub.attach(lines));
     let theirs = reader.clone();
-    thread::Builder::new().name("console".into()).spawn(move || print(&theirs, output))?;
+    let begun = begin_stream(&mut output)
+        .and_then(|()| thread::Builder::new().name("console".into()).spawn(move || print(&theirs, output)));
+    if let Err(error) = begun {
+        reader.end();
+        return Err(error);
+    }
     let typed = type_all(&mut keys, &*services.keyboard);
     // The end of a pipe ends nothing: the client still reads. Once it has gone, nobody does.
     if typed.is_ok() {
@@ -266,6 +271,7 @@ mod tests {
         assert_eq!(vm.typed.recv_timeout(PATIENCE).unwrap(), b"root\r");
         vm.hub.write_all(b"root\n").unwrap();
         for console in &mut consoles {
+            console.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
             let mut line = String::new();
             console.read_line(&mut line).unwrap();
             assert_eq!(line, "login: root\n");
