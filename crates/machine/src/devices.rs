@@ -120,8 +120,10 @@ impl Builder<'_> {
 
     fn add_net(&mut self, index: u32, spec: &NetSpec, link: Option<Box<dyn Link>>) -> Result<(), Error> {
         let link = link.unwrap_or_else(|| Box::new(CountingSink::new()));
-        let net = Net::new(spec.mac, link);
-        self.add(slot(FIRST_NET, index), net, format!("{}, network {}", spec.mac, spec.network), None)
+        let net = Net::new(spec.mac, link).limited(&spec.limits);
+        let limits = if spec.limits.is_none() { String::new() } else { format!(", {}", spec.limits) };
+        let backend = format!("{}, network {}{limits}", spec.mac, spec.network);
+        self.add(slot(FIRST_NET, index), net, backend, None)
     }
 
     fn add_disk(&mut self, first: u8, index: u32, spec: &DiskSpec) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use engine::x86::CpuModel;
 use mem::Kind;
 use serde::{Deserialize, Serialize};
-use throttle::DiskLimits;
+use throttle::{DiskLimits, NetLimits};
 
 /// A virtual machine as its user asked for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub struct NetSpec {
     pub mac: net::Mac,
     /// What it leads to, for people; the link itself is in [`HostIo`].
     pub network: String,
+    /// What it may do in a second.
+    #[serde(default, skip_serializing_if = "NetLimits::is_none")]
+    pub limits: NetLimits,
 }
 
 /// What a machine starts.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use throttle::NetLimits;
 
 use crate::text::serde_as_text;
 use crate::{Cidr, Publish};
@@ -105,6 +106,9 @@ pub struct NetworkSettings {
     /// of local networks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Cidr>,
+    /// What the card may do in a second.
+    #[serde(rename = "net_limits", skip_serializing_if = "NetLimits::is_none")]
+    pub limits: NetLimits,
 }
 
 #[cfg(test)]
@@ -137,9 +141,10 @@ mod tests {
     #[test]
     fn settings_are_short_in_files_and_mistakes_are_told() {
         let settings: NetworkSettings =
-            serde_json::from_str(r#"{"network":"office","publish":["8080:80"],"allow":["10.0.0.0/8"]}"#)
+            serde_json::from_str(r#"{"network":"office","publish":["8080:80"],"allow":["10.0.0.0/8"],"net_limits":{"bandwidth":1048576}}"#)
                 .unwrap();
         assert_eq!((settings.publish.len(), settings.allow.len()), (1, 1));
+        assert_eq!(settings.limits.to_string(), "at most 1 MiB/s each way");
         assert_eq!(serde_json::to_string(&NetworkSettings::default()).unwrap(), r#"{"network":"user"}"#);
         assert!(serde_json::from_str::<NetworkSettings>(r#"{"ports":[]}"#).is_err());
     }

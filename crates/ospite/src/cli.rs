@@ -279,7 +279,7 @@ pub struct RunArgs {
     /// A VM that was created: it is switched on if it is off, and this terminal becomes its console
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names), conflicts_with_all = [
         "image", "disk_size", "disk_limit", "engine", "cpus", "cpu", "memory", "memory_backing", "disks", "kernel", "initrd", "append",
-        "cloud_init", "console", "network", "publish", "allow", "hpet", "no_reboot", "name", "stop_timeout",
+        "cloud_init", "console", "network", "publish", "allow", "limits", "hpet", "no_reboot", "name", "stop_timeout",
         "agent_socket", "stats", "dry_run", "test_device",
     ])]
     pub vm: Option<Name>,
@@ -399,6 +399,9 @@ mod tests {
             "-d a.img,iops=0",
             "-d a.img,bandwidth=-5M",
             "--disk-limit iops=500",
+            "--net-limit bandwidth=0",
+            "--net-limit iops=500",
+            "web --net-limit bandwidth=5M",
             "--image debian --disk-limit bandwidth=5X",
             "--engine warp",
             "--cpu 486",

@@ -14,6 +14,7 @@ use net::user::Door;
 use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink};
 use sandbox::{Calls, Keep};
 use store::Lock;
+use throttle::NetLimits;
 
 use crate::exit::Code;
 use crate::failure::Failure;
@@ -39,13 +40,18 @@ pub struct NetworkArgs {
     /// networks. 127.0.0.1 is reached as the guest's gateway. May be repeated
     #[arg(long = "net-allow", value_name = "CIDR")]
     pub allow: Vec<Cidr>,
+
+    /// What the network card may do in a second, in each direction: `bandwidth=10M` bytes, of which a tenth may come
+    /// at once after a pause, or what `bandwidth-burst=SIZE` says after a comma
+    #[arg(long = "net-limit", value_name = "bandwidth=SIZE[,...]")]
+    pub limits: Option<NetLimits>,
 }
 
 impl NetworkArgs {
     /// The same, as it is kept in a VM's definition.
     pub fn settings(&self) -> NetworkSettings {
-        let NetworkArgs { network, publish, allow } = self.clone();
-        NetworkSettings { mode: network, publish, allow }
+        let NetworkArgs { network, publish, allow, limits } = self.clone();
+        NetworkSettings { mode: network, publish, allow, limits: limits.unwrap_or_default() }
     }
 }
 
@@ -70,7 +76,10 @@ pub struct NetworkDialerArgs {
 pub fn cards(vm: &str, settings: &NetworkSettings) -> Vec<NetSpec> {
     match settings.mode {
         NetworkMode::None => Vec::new(),
-        _ => vec![NetSpec { mac: Mac::of_vm(vm), network: settings.mode.to_string() }],
+        _ => {
+            let network = settings.mode.to_string();
+            vec![NetSpec { mac: Mac::of_vm(vm), network, limits: settings.limits }]
+        }
     }
 }
 

@@ -148,6 +148,7 @@ mod tests {
             disk = "4G"
             disk-limit = { iops = 500, bandwidth = "20M", bandwidth-burst = "1G" }
             network = "office"
+            net-limit.bandwidth = "10M"
             publish = ["8080:80"]
             restart = "always"
             [vm.web.image]
@@ -167,6 +168,7 @@ mod tests {
         let web = &office.members[&"web".parse().unwrap()];
         assert_eq!((web.cpus, web.memory.bytes(), web.restart), (1, 256 << 20, Restart::Always));
         assert_eq!(web.disk_limit.to_string(), "at most 500 requests/s and 20 MiB/s (1 GiB at once)");
+        assert_eq!(web.net_limit.to_string(), "at most 10 MiB/s each way");
         let Source::Recipe(recipe) = &web.image else { panic!("{web:?}") };
         assert_eq!(recipe.packages, ["nginx-light"]);
         assert!(recipe.files[0].from.as_ref().unwrap().is_absolute(), "relative to the file");
@@ -203,6 +205,8 @@ mod tests {
             ("[vm.web]\nimage = \"d\"\ndisk-limit.bandwidth = \"5\"", "20M"),
             ("[vm.web]\nimage = \"d\"\ndisk-limit.bandwith = \"5M\"", "`bandwidth`"),
             ("[vm.web]\nimage = \"d\"\ndisk-limit.iops-burst = 5", "add iops=500"),
+            ("[vm.web]\nimage = \"d\"\nnet-limit.iops = 5", "bandwidth"),
+            ("[vm.web]\nimage = \"d\"\nnet-limit.bandwidth-burst = \"1M\"", "add bandwidth="),
             (
                 "[vm.web]\nimage = \"d\"\nhealth = { command = [\"true\"], on-failure = \"restart\" }",
                 "needs restart",

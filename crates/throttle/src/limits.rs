@@ -15,8 +15,8 @@ const BURST: u64 = 10;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadLimit {
     /// A limit that there is not.
-    #[error("there is no limit `{0}`; write {known}", known = DiskLimits::OPTIONS)]
-    Unknown(String),
+    #[error("there is no limit `{0}`; write {1}")]
+    Unknown(String, &'static str),
     /// Not a number of bytes.
     #[error("`{0}`: {BadBytes}")]
     Bytes(String),
@@ -60,14 +60,11 @@ impl DiskLimits {
     /// # Errors
     /// What is wrong with the value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<bool, BadLimit> {
-        let told = || format!("{name}={value}");
-        let bytes = || value.parse().map(Some).map_err(|_: BadBytes| BadLimit::Bytes(told()));
-        let requests = || value.parse().map(Some).map_err(|_: BadRequests| BadLimit::Requests(told()));
         match name {
-            "iops" => self.iops = requests()?,
-            "iops-burst" => self.iops_burst = requests()?,
-            "bandwidth" => self.bandwidth = bytes()?,
-            "bandwidth-burst" => self.bandwidth_burst = bytes()?,
+            "iops" => self.iops = Some(requests(name, value)?),
+            "iops-burst" => self.iops_burst = Some(requests(name, value)?),
+            "bandwidth" => self.bandwidth = Some(bytes(name, value)?),
+            "bandwidth-burst" => self.bandwidth_burst = Some(bytes(name, value)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -81,18 +78,90 @@ impl DiskLimits {
         if self.iops.is_none() && self.iops_burst.is_some() {
             return Err(BadLimit::Burst("iops", "500"));
         }
-        if self.bandwidth.is_none() && self.bandwidth_burst.is_some() {
-            return Err(BadLimit::Burst("bandwidth", "20M"));
-        }
-        Ok(())
+        check_bandwidth(self.bandwidth, self.bandwidth_burst)
     }
 
     /// What holds a disk to them; nothing where there is no limit.
     pub fn throttle(&self) -> Option<Throttle> {
         let requests = bucket(self.iops.map(Requests::get), self.iops_burst.map(Requests::get));
-        let bytes = bucket(self.bandwidth.map(Bytes::get), self.bandwidth_burst.map(Bytes::get));
+        let bytes = bandwidth(self.bandwidth, self.bandwidth_burst);
         (requests.is_some() || bytes.is_some()).then_some(Throttle { requests, bytes })
     }
+}
+
+/// What a network card may do in a second, in each direction by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetLimits {
+    /// Bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bytes>,
+    /// Bytes that may come at once after a pause; a tenth of a second's where absent.
+    #[serde(alias = "bandwidth-burst", skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<Bytes>,
+}
+
+impl NetLimits {
+    /// How they are written.
+    pub const OPTIONS: &str = "bandwidth=SIZE or bandwidth-burst=SIZE";
+
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        *self == NetLimits::default()
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<bool, BadLimit> {
+        match name {
+            "bandwidth" => self.bandwidth = Some(bytes(name, value)?),
+            "bandwidth-burst" => self.bandwidth_burst = Some(bytes(name, value)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Whether they mean something together.
+    ///
+    /// # Errors
+    /// A burst without a limit.
+    pub fn check(&self) -> Result<(), BadLimit> {
+        check_bandwidth(self.bandwidth, self.bandwidth_burst)
+    }
+
+    /// What holds one direction to them; nothing where there is no limit.
+    pub fn bucket(&self) -> Option<Bucket> {
+        bandwidth(self.bandwidth, self.bandwidth_burst)
+    }
+}
+
+fn check_bandwidth(rate: Option<Bytes>, burst: Option<Bytes>) -> Result<(), BadLimit> {
+    match (rate, burst) {
+        (None, Some(_)) => Err(BadLimit::Burst("bandwidth", "20M")),
+        _ => Ok(()),
+    }
+}
+
+fn bandwidth(rate: Option<Bytes>, burst: Option<Bytes>) -> Option<Bucket> {
+    bucket(rate.map(Bytes::get), burst.map(Bytes::get))
+}
+
+fn bytes(name: &str, value: &str) -> Result<Bytes, BadLimit> {
+    value.parse().map_err(|_: BadBytes| BadLimit::Bytes(format!("{name}={value}")))
+}
+
+fn requests(name: &str, value: &str) -> Result<Requests, BadLimit> {
+    value.parse().map_err(|_: BadRequests| BadLimit::Requests(format!("{name}={value}")))
+}
+
+/// Hands each option of `A=1,B=2` to `set`, which says whether there is such a one.
+fn each(
+    text: &str,
+    known: &'static str,
+    mut set: impl FnMut(&str, &str) -> Result<bool, BadLimit>,
+) -> Result<(), BadLimit> {
+    text.split(',').try_for_each(|option| match option.split_once('=') {
+        Some((name, value)) if set(name, value)? => Ok(()),
+        _ => Err(BadLimit::Unknown(option.into(), known)),
+    })
 }
 
 fn bucket(rate: Option<u64>, burst: Option<u64>) -> Option<Bucket> {
@@ -105,12 +174,18 @@ impl FromStr for DiskLimits {
 
     fn from_str(text: &str) -> Result<DiskLimits, BadLimit> {
         let mut limits = DiskLimits::default();
-        for option in text.split(',') {
-            let known = option.split_once('=').map(|(name, value)| limits.set(name, value)).transpose()?;
-            if known != Some(true) {
-                return Err(BadLimit::Unknown(option.into()));
-            }
-        }
+        each(text, DiskLimits::OPTIONS, |name, value| limits.set(name, value))?;
+        limits.check().map(|()| limits)
+    }
+}
+
+/// `bandwidth=10M`
+impl FromStr for NetLimits {
+    type Err = BadLimit;
+
+    fn from_str(text: &str) -> Result<NetLimits, BadLimit> {
+        let mut limits = NetLimits::default();
+        each(text, NetLimits::OPTIONS, |name, value| limits.set(name, value))?;
         limits.check().map(|()| limits)
     }
 }
@@ -119,13 +194,27 @@ impl FromStr for DiskLimits {
 impl fmt::Display for DiskLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let iops = self.iops.map(|iops| format!("{iops} requests/s{}", at_once(self.iops_burst)));
-        let bandwidth = self.bandwidth.map(|rate| format!("{rate}/s{}", at_once(self.bandwidth_burst)));
+        let bandwidth = shown(self.bandwidth, self.bandwidth_burst);
         match (iops, bandwidth) {
             (Some(iops), Some(bandwidth)) => write!(f, "at most {iops} and {bandwidth}"),
             (Some(one), None) | (None, Some(one)) => write!(f, "at most {one}"),
             (None, None) => Ok(()),
         }
     }
+}
+
+/// `at most 10 MiB/s each way`; nothing where there is no limit.
+impl fmt::Display for NetLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match shown(self.bandwidth, self.bandwidth_burst) {
+            Some(bandwidth) => write!(f, "at most {bandwidth} each way"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn shown(rate: Option<Bytes>, burst: Option<Bytes>) -> Option<String> {
+    rate.map(|rate| format!("{rate}/s{}", at_once(burst)))
 }
 
 fn at_once(burst: Option<impl fmt::Display>) -> String {
@@ -177,6 +266,19 @@ mod tests {
             let error = text.parse::<DiskLimits>().unwrap_err().to_string();
             assert!(error.contains(told), "{text:?} is told as {error}");
         }
+    }
+
+    #[test]
+    fn a_card_has_no_requests() {
+        let limits: NetLimits = "bandwidth=10M,bandwidth-burst=1M".parse().unwrap();
+        assert_eq!(limits.to_string(), "at most 10 MiB/s (1 MiB at once) each way");
+        for (text, told) in [("iops=5", "write bandwidth=SIZE"), ("bandwidth-burst=1M", "add bandwidth=20M")]
+        {
+            let error = text.parse::<NetLimits>().unwrap_err().to_string();
+            assert!(error.contains(told), "{text:?} is told as {error}");
+        }
+        assert!(serde_json::from_str::<NetLimits>(r#"{"iops":5}"#).is_err());
+        assert!(NetLimits::default().is_none() && NetLimits::default().bucket().is_none());
     }
 
     #[test]

@@ -3,17 +3,24 @@
 //!
 //! Both queues are one thread's, which also waits for the link: a packet is one system call away from the
 //! network's process, and copied once on its way between that call and the guest's memory.
+//!
+//! Where the card has a limit, packets that are over it wait: those of the guest in its queue, those for it in the
+//! link and in one buffer here.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use device::BadState;
 use mem::GuestRam;
 use net::{HEADER, Header, Link, MAX_PACKET, Mac, Offloads};
 use pci::Class;
 use serde::{Deserialize, Serialize};
+use throttle::{Bucket, NetLimits};
 
-use crate::{Broken, Chain, DeviceState, Handler, Kind, Progress, VirtQueue, VirtioDevice, Wake, WakeOn};
+use crate::{
+    Broken, Chain, DeviceState, Handler, Kind, Progress, VirtQueue, VirtioDevice, Wake, WakeOn, lock,
+};
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -49,12 +56,47 @@ pub struct NetState {}
 pub struct Net {
     mac: Mac,
     link: Arc<dyn Link>,
+    /// Of what it sends and of what it receives.
+    meters: [Meter; 2],
+}
+
+/// The limit of one direction, counted in bytes of frames. It is the card's, since a driver that resets it must
+/// not get a new one; only the handler locks it.
+#[derive(Clone, Default)]
+struct Meter(Option<Arc<Mutex<Bucket>>>);
+
+impl Meter {
+    fn new(limits: &NetLimits) -> Meter {
+        Meter(limits.bucket().map(|bucket| Arc::new(Mutex::new(bucket))))
+    }
+
+    /// Whether a packet of that length with its header may pass now, or when.
+    fn ready(&self, length: usize) -> Result<(), Instant> {
+        self.0.as_ref().map_or(Ok(()), |bucket| lock(bucket).ready(frame(length), Instant::now()))
+    }
+
+    /// It has passed.
+    fn count(&self, length: usize) {
+        if let Some(bucket) = &self.0 {
+            lock(bucket).take(frame(length), Instant::now());
+        }
+    }
+}
+
+fn frame(length: usize) -> u64 {
+    length.saturating_sub(HEADER) as u64
 }
 
 impl Net {
     /// A card with address `mac` on `link`.
     pub fn new(mac: Mac, link: Box<dyn Link>) -> Net {
-        Net { mac, link: link.into() }
+        Net { mac, link: link.into(), meters: Default::default() }
+    }
+
+    /// Holds it to `limits`.
+    pub fn limited(mut self, limits: &NetLimits) -> Net {
+        self.meters = [Meter::new(limits), Meter::new(limits)];
+        self
     }
 }
 
@@ -80,7 +122,7 @@ impl VirtioDevice for Net {
     }
 
     fn handler(&self, features: u64) -> io::Result<Box<dyn Handler>> {
-        let card = Card::new(self.link.clone(), features);
+        let card = Card::new(self.link.clone(), self.meters.clone(), features);
         let mut stale = [0; HEADER];
         for _ in 0..STALE {
             if self.link.receive(&mut stale).is_none() {
@@ -117,12 +159,14 @@ struct Card {
     mergeable: bool,
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
-    /// The length of the packet in `incoming` that waits for buffers.
+    /// The length of the packet in `incoming` that waits for buffers or for its time.
     held: Option<usize>,
+    sent: Meter,
+    received: Meter,
 }
 
 impl Card {
-    fn new(link: Arc<dyn Link>, features: u64) -> Card {
+    fn new(link: Arc<dyn Link>, [sent, received]: [Meter; 2], features: u64) -> Card {
         let has = |bit| features & bit != 0;
         let offloads = |checksum, tso4, tso6| Offloads {
             checksum: has(checksum),
@@ -137,6 +181,8 @@ impl Card {
             outgoing: vec![0; MAX_PACKET],
             incoming: vec![0; MAX_PACKET],
             held: None,
+            sent,
+            received,
         }
     }
 
@@ -148,9 +194,16 @@ impl Card {
             let sound = length >= HEADER + LEAST_FRAME
                 && chain.readable.len() <= MAX_PACKET
                 && Header::parse(packet).is_some_and(|header| header.suits(self.sends));
-            if sound && !self.link.send(packet) {
-                queue.unpop();
-                return Ok(Progress::Full);
+            if sound {
+                if let Err(later) = self.sent.ready(length) {
+                    queue.unpop();
+                    return Ok(Progress::Until(later));
+                }
+                if !self.link.send(packet) {
+                    queue.unpop();
+                    return Ok(Progress::Full);
+                }
+                self.sent.count(length);
             }
             queue.push(ram, chain.head, 0)?;
         }
@@ -166,6 +219,10 @@ impl Card {
             if !Header::parse(&self.incoming[..length]).is_some_and(|header| header.suits(self.takes)) {
                 continue;
             }
+            if let Err(later) = self.received.ready(length) {
+                self.held = Some(length);
+                return Ok(Progress::Until(later));
+            }
             let Some(chains) = self.room_for(length, queue, ram)? else {
                 self.held = Some(length);
                 return Ok(Progress::Drained);
@@ -173,6 +230,7 @@ impl Card {
             // What has room nowhere is lost.
             if !chains.is_empty() {
                 self.deliver(length, &chains, queue, ram)?;
+                self.received.count(length);
             }
         }
     }
@@ -252,8 +310,9 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::sync::Mutex;
 
+    use std::time::Duration;
+
     use super::*;
-    use crate::lock;
     use crate::testing::*;
     use net::{CountingSink, GSO_TCPV4, NEEDS_CSUM};
 
@@ -357,5 +416,53 @@ mod tests {
         for head in sent {
             assert_eq!(driver.wait_used(TX).0, u32::from(head));
         }
+    }
+
+    fn limited(cable: Cable, limits: &str) -> Driver {
+        let card = Net::new(Mac::of_card(0), Box::new(cable)).limited(&limits.parse().unwrap());
+        Driver::start(card)
+    }
+
+    #[test]
+    fn packets_over_the_limit_wait_in_both_directions_and_none_is_lost() {
+        let (cable, far) = cable();
+        let mut driver = limited(cable, "bandwidth=100K,bandwidth-burst=1K");
+        let begun = Instant::now();
+        driver.fill(DATA, &packet(1024, 1));
+        let sent: Vec<_> = (0..20).map(|_| driver.add(TX, &[Buf::Out(DATA, 1036)])).collect();
+        let room = |number: u8| DATA + 0x1_0000 + u64::from(number) * 2048;
+        for number in 0..20 {
+            driver.add(RX, &[Buf::In(room(number), 2048)]);
+            far.send(&packet(1024, number)).unwrap();
+        }
+        driver.kick(TX);
+        driver.kick(RX);
+        for head in sent {
+            assert_eq!(driver.wait_used(TX).0, u32::from(head));
+        }
+        for number in 0..20 {
+            assert_eq!(driver.wait_used(RX).1, 1036);
+            assert_eq!(driver.bytes(room(number) + HEADER as u64, 1), [number]);
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(180), "19 of 20 had to wait, 10 ms each");
+        assert!(begun.elapsed() < PATIENCE);
+    }
+
+    #[test]
+    fn a_direction_that_has_to_wait_holds_up_neither_the_other_nor_a_reset() {
+        let (cable, far) = cable();
+        let mut driver = limited(cable, "bandwidth=1K");
+        driver.fill(DATA, &packet(60_000, 4));
+        let (first, second) =
+            (driver.add(TX, &[Buf::Out(DATA, 60_012)]), driver.add(TX, &[Buf::Out(DATA, 60_012)]));
+        driver.kick(TX);
+        let mut buffer = vec![0; MAX_PACKET];
+        assert_eq!(far.recv(&mut buffer).unwrap(), 60_012, "larger than the bucket");
+        assert_eq!(driver.wait_used(TX).0, u32::from(first));
+        far.send(&packet(60, 9)).unwrap();
+        assert_eq!(driver.run(RX, &[Buf::In(DATA, 1000)]), 72);
+        driver.initialize(u64::MAX); // resets it first, and the second packet has a minute to wait
+        far.set_nonblocking(true).unwrap();
+        assert!(far.recv(&mut buffer).is_err() && second != first);
     }
 }

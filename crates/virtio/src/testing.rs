@@ -18,7 +18,7 @@ const ECAM: u64 = 0xe000_0000;
 const SLOT: u8 = 3;
 /// Rings of queue `n` are here plus `n` × this.
 const RINGS: u64 = 0x1_0000;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const F_NEXT: u16 = 1;
 pub(crate) const F_WRITE: u16 = 2;
 pub(crate) const F_INDIRECT: u16 = 4;

@@ -12,7 +12,7 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("throttle", &[]),
     ("device", &["mem"]),
     ("engine", &["mem"]),
-    ("net", &["mem", "tap"]),
+    ("net", &["mem", "tap", "throttle"]),
     ("disk", &["mem"]),
     ("boot", &["mem"]),
     // A VM's definition names its networks.

@@ -73,7 +73,7 @@ fn spec(dir: &tempfile::TempDir) -> VmSpec {
 }
 
 fn card(index: u32) -> NetSpec {
-    NetSpec { mac: net::Mac::of_card(index), network: "test".into() }
+    NetSpec { mac: net::Mac::of_card(index), network: "test".into(), limits: Default::default() }
 }
 
 fn bench() -> Bench {

@@ -21,6 +21,7 @@ A file:
   [vm.web]
   memory = \"256M\"             # also: cpus, disk, engine, stop-timeout
   disk-limit.bandwidth = \"20M\" # bytes a second; also: iops = 500 (requests), iops-burst, bandwidth-burst
+  net-limit.bandwidth = \"10M\"  # bytes a second, each way
   network = \"office\"          # VMs of the same network reach each other by name
   publish = [\"8080:80\"]       # also: net-allow = [\"192.168.1.0/24\"]
   restart = \"always\"          # or \"on-failure\", \"no\"

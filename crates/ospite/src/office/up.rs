@@ -166,6 +166,7 @@ impl Site {
             mode: member.network.clone(),
             publish: member.publish.clone(),
             allow: member.net_allow.clone(),
+            limits: member.net_limit,
         };
         Ok(Definition {
             version: store::vm::VERSION,

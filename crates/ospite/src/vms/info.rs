@@ -170,7 +170,9 @@ impl Info {
                 let limits = if limits.is_none() { String::new() } else { format!(", {limits}") };
                 add("disk", Some(format!("{}{limits}", path.display())));
             }
-            add("network", Some(definition.network.mode.to_string()));
+            let limits = &definition.network.limits;
+            let limits = if limits.is_none() { String::new() } else { format!(", {limits}") };
+            add("network", Some(format!("{}{limits}", definition.network.mode)));
             add("ports", Some(ports(definition)).filter(|ports| !ports.is_empty()));
             add("restart", Some(policy(definition.restart).into()));
             for (key, value) in &definition.labels {

@@ -6,7 +6,7 @@ use net::{Cidr, NetworkMode, Publish};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use throttle::DiskLimits;
+use throttle::{DiskLimits, NetLimits};
 
 use crate::image::Recipe;
 use crate::vm::{Health, OnFailure, Probe, Restart};
@@ -51,6 +51,9 @@ pub struct Member {
     /// What it may reach besides the internet and its own network.
     #[serde(default)]
     pub net_allow: Vec<Cidr>,
+    /// What its network card may do in a second.
+    #[serde(default)]
+    pub net_limit: NetLimits,
     /// Whether it comes back when it ends.
     #[serde(default)]
     pub restart: Restart,
@@ -129,6 +132,7 @@ impl Member {
             return Err(format!("has {} CPUs; a VM has 1 to 254", self.cpus));
         }
         self.disk_limit.check().map_err(|error| format!("disk-limit: {error}"))?;
+        self.net_limit.check().map_err(|error| format!("net-limit: {error}"))?;
         let Some(check) = &self.health else { return Ok(()) };
         let health = check.health()?;
         if health.on_failure == OnFailure::Restart && self.restart == Restart::No {
