@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", command.spawn()?.id());
         Ok(ours.into())
     };
-    let network = Attachment::new("guest", CARD, &publish, &allow, Box::new(dial))?;
+    let network = Attachment::new("guest", CARD, &publish, &allow, None, Box::new(dial))?;
     let network: Arc<dyn Link> = Arc::new(network);
     let all = Offloads { checksum: true, tso4: true, tso6: true };
     network.set_offloads(all);

@@ -18,10 +18,13 @@ use rustix::net::{
 };
 
 use crate::control::{FromVm, Hearing, ToVm, say};
+use crate::settings::queue;
 use crate::{Cidr, Link, Mac, Offloads, Publish};
 
 /// Bytes on their way in each direction, as far as the host gives them: some packets of the longest kind.
 const ON_THE_WAY: usize = 1 << 20;
+/// The same where the card is slow: two such packets.
+const LEAST_ON_THE_WAY: usize = 1 << 17;
 /// How long a network may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two tries to replace a network.
@@ -63,7 +66,8 @@ struct Control {
 }
 
 impl Attachment {
-    /// Attaches the VM called `name`, whose card has the address `mac`.
+    /// Attaches the VM called `name`, whose card has the address `mac` and takes `bandwidth` bytes a second, where
+    /// that has a limit.
     ///
     /// # Errors
     /// As [`AttachError`] says.
@@ -72,16 +76,18 @@ impl Attachment {
         mac: Mac,
         publish: &[Publish],
         allow: &[Cidr],
+        bandwidth: Option<u64>,
         mut dial: Dial,
     ) -> Result<Attachment, AttachError> {
         let (packets, far) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)?;
+        let on_the_way = queue(bandwidth, LEAST_ON_THE_WAY..=ON_THE_WAY);
         for end in [&packets, &far] {
-            let _ = sockopt::set_socket_send_buffer_size(end, ON_THE_WAY); // less is slower, no more
+            let _ = sockopt::set_socket_send_buffer_size(end, on_the_way); // less is slower, no more
         }
-        let attach =
-            FromVm::Attach { name: name.into(), mac, publish: publish.to_vec(), allow: allow.to_vec() };
+        let (publish, allow) = (publish.to_vec(), allow.to_vec());
+        let attach = FromVm::Attach { name: name.into(), mac, publish, allow, bandwidth };
         let shared = Arc::new(Shared { far, attach, control: Mutex::default() });
         let (address, socket) = match shared.attach(&mut dial) {
             // It was about to end, as nobody was there: the next one is a new one.

@@ -32,6 +32,9 @@ pub(crate) enum FromVm {
         publish: Vec<Publish>,
         /// What it may reach besides the internet.
         allow: Vec<Cidr>,
+        /// Bytes that its card takes in a second, where that has a limit.
+        #[serde(default)]
+        bandwidth: Option<u64>,
     },
     /// What its driver takes has changed.
     Offloads(Offloads),
@@ -118,8 +121,13 @@ mod tests {
     fn messages_arrive_in_order_and_the_first_with_its_descriptor() {
         let (vm, network) = UnixStream::pair().unwrap();
         let (packets, _) = UnixStream::pair().unwrap();
-        let attach =
-            FromVm::Attach { name: "web".into(), mac: Mac([2; 6]), publish: Vec::new(), allow: Vec::new() };
+        let attach = FromVm::Attach {
+            name: "web".into(),
+            mac: Mac([2; 6]),
+            publish: Vec::new(),
+            allow: Vec::new(),
+            bandwidth: None,
+        };
         say(&vm, &attach, Some(packets.as_fd())).unwrap();
         let offloads = FromVm::Offloads(Offloads { checksum: true, ..Offloads::default() });
         say(&vm, &offloads, None).unwrap();

@@ -1,6 +1,7 @@
 //! What a VM's network is asked to be.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -111,9 +112,24 @@ pub struct NetworkSettings {
     pub limits: NetLimits,
 }
 
+/// How many bytes may wait for a card that takes `bandwidth` bytes a second: an eighth of a second's worth, since all
+/// that comes after them waits as long; the most where it has no limit.
+pub(crate) fn queue(bandwidth: Option<u64>, within: RangeInclusive<usize>) -> usize {
+    let (least, most) = within.into_inner();
+    let eighth = bandwidth.and_then(|rate| usize::try_from(rate / 8).ok());
+    eighth.unwrap_or(most).clamp(least, most)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn little_waits_for_a_slow_card() {
+        let waits =
+            [None, Some(1 << 13), Some(1 << 20), Some(u64::MAX)].map(|rate| queue(rate, 1 << 12..=1 << 18));
+        assert_eq!(waits, [1 << 18, 1 << 12, 1 << 17, 1 << 18]);
+    }
 
     #[test]
     fn modes_are_read_and_written_alike() {

@@ -14,7 +14,7 @@ use net::user::Door;
 use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink};
 use sandbox::{Calls, Keep};
 use store::Lock;
-use throttle::NetLimits;
+use throttle::{Bytes, NetLimits};
 
 use crate::exit::Code;
 use crate::failure::Failure;
@@ -127,7 +127,8 @@ pub fn attach_cards(
         Prepared::None => return Ok(Vec::new()),
     };
     let dial: net::Dial = Box::new(move || dialer::dial(&dialer));
-    match Attachment::new(&host_name(vm), card.mac, &settings.publish, &settings.allow, dial) {
+    let bandwidth = card.limits.bandwidth.map(Bytes::get);
+    match Attachment::new(&host_name(vm), card.mac, &settings.publish, &settings.allow, bandwidth, dial) {
         Ok(attachment) => Ok(vec![Box::new(attachment)]),
         Err(AttachError::Refused(why)) => Err(Failure::new(Code::Build, why)),
         Err(error) => Err(Failure::from_error(Code::Build, &error)),

@@ -101,13 +101,14 @@ impl Member {
         match message {
             FromVm::Offloads(offloads) => News::Offloads(offloads),
             FromVm::Attach { .. } if ports.contains_key(&number) => News::Left,
-            FromVm::Attach { name, mac, publish, allow } => {
+            FromVm::Attach { name, mac, publish, allow, bandwidth } => {
                 let Some(data) = self.hearing.fd.take() else { return News::Left };
                 let answer =
                     place(env, ports, published, alone, number, &name, &publish).and_then(|addresses| {
                         let watched = env.poller.watch(&data, Token::Data(number));
                         watched.map_err(|error| format!("the network cannot take another VM: {error}"))?;
-                        ports.insert(number, Port::new(number, (name, mac), addresses, allow, data));
+                        let port = Port::new(number, (name, mac), addresses, allow, data, bandwidth);
+                        ports.insert(number, port);
                         Ok(addresses.v4)
                     });
                 let attached = answer.is_ok();

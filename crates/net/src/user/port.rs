@@ -9,12 +9,15 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::addresses::Addresses;
 use super::poller::{Poller, Token};
+use crate::settings::queue;
 use crate::{Cidr, Mac, Offloads};
 
 /// Bytes that wait for a guest before TCP connections to it wait, too.
 const FULL: usize = 1 << 20;
-/// Bytes that wait for a guest before everything else is lost, as on a wire.
-const BURST: usize = FULL + (1 << 19);
+/// The same where its card is slow.
+const LEAST_FULL: usize = 1 << 16;
+/// Bytes beyond that until everything else is lost, as on a wire.
+const BURST: usize = 1 << 19;
 
 /// All that are attached, by number.
 pub(super) type Ports = HashMap<u64, Port>;
@@ -32,6 +35,8 @@ pub(super) struct Port {
     /// The address that it sends from, once it has.
     pub(super) v6: Option<Ipv6Addr>,
     data: OwnedFd,
+    /// Bytes that may wait before connections do.
+    full: usize,
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
     /// Flows that would have sent more.
@@ -47,6 +52,7 @@ impl Port {
         addresses: Addresses,
         allow: Vec<Cidr>,
         data: OwnedFd,
+        bandwidth: Option<u64>,
     ) -> Port {
         Port {
             number,
@@ -57,6 +63,7 @@ impl Port {
             offloads: Offloads::default(),
             v6: None,
             data,
+            full: queue(bandwidth, LEAST_FULL..=FULL),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             blocked: Vec::new(),
@@ -74,7 +81,7 @@ impl Port {
 
     /// Whether who can wait should.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting_bytes >= FULL
+        self.waiting_bytes >= self.full
     }
 
     /// The next packet from the guest.
@@ -93,7 +100,7 @@ impl Port {
         if self.waiting.is_empty() && self.try_send(packet) {
             return;
         }
-        if self.waiting_bytes + packet.len() > BURST {
+        if self.waiting_bytes + packet.len() > self.full + BURST {
             return;
         }
         if self.waiting.is_empty() {

@@ -206,7 +206,7 @@ fn a_network_that_crashed_is_replaced_behind_the_cards_back() {
     };
     let mac = Mac::of_card(3);
     let publish = [format!("127.0.0.1:{port}:80").parse().unwrap()];
-    let attachment = Attachment::new("alone", mac, &publish, &[], Box::new(dial)).unwrap();
+    let attachment = Attachment::new("alone", mac, &publish, &[], None, Box::new(dial)).unwrap();
     ping_gateway(&attachment, mac);
     for crash in 1..4 {
         controls.lock().unwrap()[crash - 1].shutdown(std::net::Shutdown::Both).unwrap();

@@ -82,6 +82,7 @@ impl World {
             mac,
             publish: publish.iter().map(|port| port.parse().unwrap()).collect(),
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
+            bandwidth: None,
         };
         say(&control, &attach, Some(std::os::fd::AsFd::as_fd(&far))).unwrap();
         control.set_nonblocking(true).unwrap();
