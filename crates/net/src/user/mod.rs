@@ -275,7 +275,8 @@ impl Network {
             // Without an address of its own it can talk to the gateway alone.
             (false, true) => None,
             (false, false) if self.env.plan.contains(packet.dst) => {
-                let dst = packet.dst;
+                let (dst, header) = (packet.dst, packet.vouched(&Header::parse(bytes)?)?);
+                bytes[..HEADER].copy_from_slice(&header.bytes());
                 self.hand_over(number, dst, bytes)
             }
             (false, false) => self.send_out(number, &packet),
@@ -319,7 +320,8 @@ impl Network {
         self.reply(number, &reply)
     }
 
-    /// To another guest of the network, whose cable it enters as from the gateway.
+    /// To another guest of the network, whose cable it enters as from the gateway. What its header asks for
+    /// was vouched for.
     fn hand_over(&mut self, number: u64, dst: IpAddr, bytes: &mut [u8]) -> Option<()> {
         let neighbour =
             self.ports.values_mut().find(|port| port.addresses.contains(dst) && port.number != number)?;
@@ -328,6 +330,9 @@ impl Network {
                 return None;
             }
             packet::complete_checksum(bytes)?;
+        }
+        if dst.is_ipv6() {
+            packet::leave_link(bytes)?;
         }
         let mac = neighbour.mac;
         let mut frame = EthernetFrame::new_unchecked(bytes.get_mut(HEADER..)?);

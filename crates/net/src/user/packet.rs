@@ -8,6 +8,7 @@ use smoltcp::wire::{
     UdpPacket, UdpRepr,
 };
 
+use crate::offload::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM};
 use crate::{HEADER, Header, Mac};
 
 /// The gateway's address on every cable; locally administered.
@@ -69,6 +70,28 @@ impl<'a> Packet<'a> {
         let ports = self.payload.get(..4)?;
         let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
         Some((SocketAddr::new(self.src, port(0)), SocketAddr::new(self.dst, port(2))))
+    }
+
+    /// What of a header may be told to another guest, or done on its behalf. Nothing where it asks for
+    /// something outside of what IP carries: a checksum that is completed over an address which was checked
+    /// already makes it another's.
+    pub(super) fn vouched(&self, header: &Header) -> Option<Header> {
+        let Header { flags, gso_type, header_length, gso_size, csum_start, csum_offset } = *header;
+        let (start, end) = (ETHERNET + self.ip.len() - self.payload.len(), ETHERNET + self.ip.len());
+        let at = usize::from(csum_start) + usize::from(csum_offset);
+        let unfinished = flags & NEEDS_CSUM != 0;
+        if unfinished && (usize::from(csum_start) < start || at + 2 > end) {
+            return None;
+        }
+        let family = if self.src.is_ipv4() { GSO_TCPV4 } else { GSO_TCPV6 };
+        let cut = gso_type & !GSO_ECN == family && self.protocol == IpProtocol::Tcp && gso_size != 0;
+        let sum = Header { flags: NEEDS_CSUM, csum_start, csum_offset, ..Header::default() };
+        match (unfinished, gso_type) {
+            (false, GSO_NONE) => Some(Header::default()),
+            (true, GSO_NONE) => Some(sum),
+            (true, _) if cut => Some(Header { gso_type, header_length, gso_size, ..sum }),
+            _ => None,
+        }
     }
 
     /// The payload of a UDP datagram.
@@ -183,6 +206,15 @@ pub(super) fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: IpProtocol, length:
         };
     }
     fold(total.into())
+}
+
+/// Notes in an IPv6 packet that it has come over a router: neighbour discovery that comes with the highest hop
+/// limit is taken for a neighbour's (RFC 4861, 3.1), and no guest is another's.
+pub(super) fn leave_link(packet: &mut [u8]) -> Option<()> {
+    const HOP_LIMIT: usize = HEADER + ETHERNET + 7;
+    let hops = packet.get_mut(HOP_LIMIT)?;
+    *hops = (*hops).min(254);
+    Some(())
 }
 
 /// Completes a checksum that `header` left open; nothing where the header makes no sense.

@@ -5,6 +5,7 @@ mod addresses;
 mod datagrams;
 mod guest;
 mod harm;
+mod hostile;
 mod tcp;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
