@@ -8,12 +8,13 @@ use nix::ifaddrs::getifaddrs;
 use crate::Cidr;
 
 /// Never the internet, whatever the host's routes say (RFC 6890 and its registries).
-const NEAR: [(IpAddr, u8); 25] = [
+const NEAR: [(IpAddr, u8); 26] = [
     v4(0, 0, 0, 0, 8), // this host: Linux takes it for loopback
     v4(10, 0, 0, 0, 8),
     v4(100, 64, 0, 0, 10),
     v4(127, 0, 0, 0, 8),
-    v4(169, 254, 0, 0, 16), // link-local, and clouds' metadata services
+    v4(168, 63, 129, 16, 32), // Azure's host, at an address that is public otherwise
+    v4(169, 254, 0, 0, 16),   // link-local, and clouds' metadata services
     v4(172, 16, 0, 0, 12),
     v4(192, 0, 0, 0, 24),
     v4(192, 0, 2, 0, 24),
@@ -60,6 +61,10 @@ impl Policy {
 
     /// Whether a guest with the exceptions `allow` may reach `address`.
     pub(super) fn permits(&mut self, address: IpAddr, allow: &[Cidr]) -> bool {
+        // The host takes such a one for the IPv4 address in it, for which no leave was given.
+        if matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+            return false;
+        }
         if allow.iter().any(|range| range.contains(address)) {
             return true;
         }
@@ -137,6 +142,7 @@ mod tests {
             "172.31.255.255",
             "192.168.1.1",
             "169.254.169.254",
+            "168.63.129.16",
             "100.64.0.1",
             "224.0.0.1",
             "255.255.255.255",
@@ -173,5 +179,6 @@ mod tests {
         assert!(permits("10.1.2.3", &["10.1.0.0/16"]) && !permits("10.2.0.1", &["10.1.0.0/16"]));
         assert!(permits("127.0.0.1", &["127.0.0.1"]));
         assert!(permits("fd00::1", &["fd00::/64"]) && !permits("fd01::1", &["fd00::/64"]));
+        assert!(permits("::1", &["::/0"]) && !permits("::ffff:127.0.0.1", &["::/0"]));
     }
 }
