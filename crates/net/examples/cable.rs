@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use net::{Attachment, Link, MAX_PACKET, Mac, Offloads, Publish, TapLink};
+use net::{Attachment, Introduction, Link, MAX_PACKET, Mac, Offloads, Publish, TapLink};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// What Linux's own cards have.
@@ -27,7 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: cable TAP OSPITE|self [HOST:GUEST...]".into());
     };
     let publish = publish.iter().map(|port| port.parse()).collect::<Result<Vec<Publish>, _>>()?;
-    let allow = ["0.0.0.0/0".parse()?, "::/0".parse()?];
+    let allow = vec!["0.0.0.0/0".parse()?, "::/0".parse()?];
+    let introduction = Introduction { name: "guest".into(), mac: CARD, publish, allow, bandwidth: None };
     let tap: Arc<dyn Link> = Arc::new(TapLink::new(tap, None)?);
     let ospite = if ospite == "self" { "/proc/self/exe".into() } else { ospite.clone() };
     let dial = move || {
@@ -35,9 +36,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut command = Command::new(&ospite);
         command.arg("network-process").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         println!("{}", command.spawn()?.id());
+        introduction.say(&ours)?;
         Ok(ours.into())
     };
-    let network = Attachment::new("guest", CARD, &publish, &allow, None, Box::new(dial))?;
+    let network = Attachment::new(None, Box::new(dial))?;
     let network: Arc<dyn Link> = Arc::new(network);
     let all = Offloads { checksum: true, tso4: true, tso6: true };
     network.set_offloads(all);

@@ -19,7 +19,7 @@ use rustix::net::{
 
 use crate::control::{FromVm, Hearing, ToVm, say};
 use crate::settings::queue;
-use crate::{Cidr, Link, Mac, Offloads, Publish};
+use crate::{Link, Offloads};
 
 /// Bytes on their way in each direction, as far as the host gives them: some packets of the longest kind.
 const ON_THE_WAY: usize = 1 << 20;
@@ -41,7 +41,8 @@ pub enum AttachError {
     Io(#[from] io::Error),
 }
 
-/// Makes a control connection to the network's process; starts that where it is not there.
+/// Makes a control connection to the network's process, on which the VM has been introduced
+/// ([`Introduction`](crate::Introduction)); starts that where it is not there.
 pub type Dial = Box<dyn FnMut() -> io::Result<OwnedFd> + Send>;
 
 /// A VM's end of its cable. Dropping it leaves the network.
@@ -54,7 +55,6 @@ pub struct Attachment {
 struct Shared {
     /// The far end, for the network's process and its successors.
     far: OwnedFd,
-    attach: FromVm,
     control: Mutex<Control>,
 }
 
@@ -66,19 +66,11 @@ struct Control {
 }
 
 impl Attachment {
-    /// Attaches the VM called `name`, whose card has the address `mac` and takes `bandwidth` bytes a second, where
-    /// that has a limit.
+    /// Attaches the VM, whose card takes `bandwidth` bytes a second, where that has a limit.
     ///
     /// # Errors
     /// As [`AttachError`] says.
-    pub fn new(
-        name: &str,
-        mac: Mac,
-        publish: &[Publish],
-        allow: &[Cidr],
-        bandwidth: Option<u64>,
-        mut dial: Dial,
-    ) -> Result<Attachment, AttachError> {
+    pub fn new(bandwidth: Option<u64>, mut dial: Dial) -> Result<Attachment, AttachError> {
         let (packets, far) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)?;
@@ -86,9 +78,7 @@ impl Attachment {
         for end in [&packets, &far] {
             let _ = sockopt::set_socket_send_buffer_size(end, on_the_way); // less is slower, no more
         }
-        let (publish, allow) = (publish.to_vec(), allow.to_vec());
-        let attach = FromVm::Attach { name: name.into(), mac, publish, allow, bandwidth };
-        let shared = Arc::new(Shared { far, attach, control: Mutex::default() });
+        let shared = Arc::new(Shared { far, control: Mutex::default() });
         let (address, socket) = match shared.attach(&mut dial) {
             // It was about to end, as nobody was there: the next one is a new one.
             Err(AttachError::Io(_)) => shared.attach(&mut dial)?,
@@ -126,7 +116,7 @@ impl Shared {
         let timeout =
             |value| sockopt::set_socket_timeout(&socket, Timeout::Recv, value).map_err(io::Error::from);
         timeout(Some(PATIENCE))?;
-        say(&socket, &self.attach, Some(self.far.as_fd()))?;
+        say(&socket, &FromVm::Attach, Some(self.far.as_fd()))?;
         let mut hearing = Hearing::default();
         let answer = loop {
             if let Some(answer) = hearing.next::<ToVm>() {

@@ -1,5 +1,8 @@
-//! What a VM and its network say to each other, apart from packets: lines of JSON over a Unix socket. The
-//! first one carries the descriptor of the socket that packets travel on.
+//! What a VM and its network say to each other, apart from packets: lines of JSON over a Unix socket.
+//!
+//! Who comes, and what it may have, is not the VM's process's to say, which a guest may have taken over: whoever
+//! makes the connection says it ([`Introduction`]) before handing it on. What the VM says first carries the
+//! descriptor of the socket that packets travel on.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,24 +21,40 @@ use crate::{Cidr, Mac, Offloads, Publish};
 /// The longest line.
 const LONGEST: usize = 1 << 16;
 
+/// Who comes to a network, and what it may have there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Introduction {
+    /// The VM's name, and its host name in the network.
+    pub name: String,
+    /// Its card's address.
+    pub mac: Mac,
+    /// Ports of the host that lead to it.
+    pub publish: Vec<Publish>,
+    /// What it may reach besides the internet.
+    pub allow: Vec<Cidr>,
+    /// Bytes that its card takes in a second, where that has a limit.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
+}
+
+impl Introduction {
+    /// Says so on a new connection to a network's process. Nothing that is said on it later changes that.
+    ///
+    /// # Errors
+    /// The network has gone.
+    pub fn say(&self, connection: impl AsFd) -> io::Result<()> {
+        say(connection, &FromVm::Introduction(self.clone()), None)
+    }
+}
+
 /// From a VM to its network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum FromVm {
-    /// Comes first, with the packets' socket.
-    Attach {
-        /// The VM's name, and its host name in the network.
-        name: String,
-        /// Its card's address.
-        mac: Mac,
-        /// Ports of the host that lead to it.
-        publish: Vec<Publish>,
-        /// What it may reach besides the internet.
-        allow: Vec<Cidr>,
-        /// Bytes that its card takes in a second, where that has a limit.
-        #[serde(default)]
-        bandwidth: Option<u64>,
-    },
+    /// Comes first, from who has made the connection.
+    Introduction(Introduction),
+    /// Comes then, with the packets' socket.
+    Attach,
     /// What its driver takes has changed.
     Offloads(Offloads),
 }
@@ -121,19 +140,12 @@ mod tests {
     fn messages_arrive_in_order_and_the_first_with_its_descriptor() {
         let (vm, network) = UnixStream::pair().unwrap();
         let (packets, _) = UnixStream::pair().unwrap();
-        let attach = FromVm::Attach {
-            name: "web".into(),
-            mac: Mac([2; 6]),
-            publish: Vec::new(),
-            allow: Vec::new(),
-            bandwidth: None,
-        };
-        say(&vm, &attach, Some(packets.as_fd())).unwrap();
+        say(&vm, &FromVm::Attach, Some(packets.as_fd())).unwrap();
         let offloads = FromVm::Offloads(Offloads { checksum: true, ..Offloads::default() });
         say(&vm, &offloads, None).unwrap();
         let mut hearing = Hearing::default();
         hearing.hear(&network).unwrap();
-        assert_eq!(hearing.next::<FromVm>().unwrap().unwrap(), attach);
+        assert_eq!(hearing.next::<FromVm>().unwrap().unwrap(), FromVm::Attach);
         assert!(hearing.fd.take().is_some());
         while hearing.bytes.is_empty() {
             hearing.hear(&network).unwrap();

@@ -18,6 +18,7 @@ pub mod user;
 
 pub use cidr::{BadCidr, Cidr};
 pub use client::{AttachError, Attachment, Dial};
+pub use control::Introduction;
 pub use link::{Counters, CountingSink, Link};
 pub use mac::Mac;
 pub use offload::{

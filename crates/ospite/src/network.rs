@@ -11,7 +11,9 @@ use std::process::{Child, Command, Stdio};
 use clap::Args;
 use machine::NetSpec;
 use net::user::Door;
-use net::{AttachError, Attachment, Cidr, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink};
+use net::{
+    AttachError, Attachment, Cidr, Introduction, Link, Mac, NetworkMode, NetworkSettings, Publish, TapLink,
+};
 use sandbox::{Calls, Keep};
 use store::Lock;
 use throttle::{Bytes, NetLimits};
@@ -67,6 +69,10 @@ pub struct NetworkProcessArgs {
 /// `ospite network-dialer`
 #[derive(Args, Debug)]
 pub struct NetworkDialerArgs {
+    /// Who comes and what it may have, as JSON
+    #[arg(long)]
+    pub introduction: String,
+
     /// The name of a network that VMs share
     #[arg(long)]
     pub shared: Option<String>,
@@ -88,47 +94,45 @@ pub fn cards(vm: &str, settings: &NetworkSettings) -> Vec<NetSpec> {
 pub enum Prepared {
     /// There is no card.
     None,
-    /// Who dials.
-    Dialer(OwnedFd),
+    /// Who dials, and how many bytes a second the card takes, where that has a limit.
+    Dialer(OwnedFd, Option<u64>),
     /// The interface itself.
     Tap(Box<dyn Link>),
 }
 
-/// Gets it.
+/// Gets it for the VM called `vm`.
 ///
 /// # Errors
 /// The network cannot be had.
-pub fn prepare(settings: &NetworkSettings) -> Result<Prepared, Failure> {
-    let host = |error: io::Error| Failure::new(Code::Build, format!("cannot prepare the network: {error}"));
-    match &settings.mode {
-        NetworkMode::User => dialer::start(None).map(Prepared::Dialer).map_err(host),
-        NetworkMode::Named(name) => dialer::start(Some(name)).map(Prepared::Dialer).map_err(host),
+pub fn prepare(vm: &str, settings: &NetworkSettings, cards: &[NetSpec]) -> Result<Prepared, Failure> {
+    let shared = match &settings.mode {
         NetworkMode::Tap { interface, bridge } => {
-            tap(interface, bridge.as_deref(), settings).map(Prepared::Tap)
+            return tap(interface, bridge.as_deref(), settings).map(Prepared::Tap);
         }
-        NetworkMode::None => Ok(Prepared::None),
-    }
+        NetworkMode::Named(name) => Some(name.as_str()),
+        NetworkMode::User | NetworkMode::None => None,
+    };
+    let Some(card) = cards.first() else { return Ok(Prepared::None) };
+    let NetworkSettings { publish, allow, .. } = settings.clone();
+    let bandwidth = card.limits.bandwidth.map(Bytes::get);
+    let introduction = Introduction { name: host_name(vm), mac: card.mac, publish, allow, bandwidth };
+    let host = |error: io::Error| Failure::new(Code::Build, format!("cannot prepare the network: {error}"));
+    let dialer = dialer::start(shared, &introduction).map_err(host)?;
+    Ok(Prepared::Dialer(dialer, bandwidth))
 }
 
-/// Connects the cards of the VM called `vm`: one link for each, in their order.
+/// Connects the VM's cards: one link for each, in their order.
 ///
 /// # Errors
 /// The network cannot be had: a port is taken, ...
-pub fn attach_cards(
-    vm: &str,
-    settings: &NetworkSettings,
-    cards: &[NetSpec],
-    prepared: Prepared,
-) -> Result<Vec<Box<dyn Link>>, Failure> {
-    let Some(card) = cards.first() else { return Ok(Vec::new()) };
-    let dialer = match prepared {
-        Prepared::Dialer(dialer) => dialer,
+pub fn attach_cards(prepared: Prepared) -> Result<Vec<Box<dyn Link>>, Failure> {
+    let (dialer, bandwidth) = match prepared {
+        Prepared::Dialer(dialer, bandwidth) => (dialer, bandwidth),
         Prepared::Tap(link) => return Ok(vec![link]),
         Prepared::None => return Ok(Vec::new()),
     };
     let dial: net::Dial = Box::new(move || dialer::dial(&dialer));
-    let bandwidth = card.limits.bandwidth.map(Bytes::get);
-    match Attachment::new(&host_name(vm), card.mac, &settings.publish, &settings.allow, bandwidth, dial) {
+    match Attachment::new(bandwidth, dial) {
         Ok(attachment) => Ok(vec![Box::new(attachment)]),
         Err(AttachError::Refused(why)) => Err(Failure::new(Code::Build, why)),
         Err(error) => Err(Failure::from_error(Code::Build, &error)),

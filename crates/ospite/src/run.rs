@@ -100,13 +100,13 @@ fn live(args: &RunArgs, spec: &VmSpec, engine: &dyn Engine) -> Result<Code, Fail
     let host = |error: io::Error| Failure::from_error(Code::Internal, &error);
     // What this process could not have any more once it is confined.
     let settings = args.machine.network.settings();
-    let network = network::prepare(&settings)?;
+    let network = network::prepare(args.name(), &settings, &spec.nets)?;
     let mut agent = args.agent_socket.as_deref().map(AgentSocket::bind).transpose()?;
     confine(spec, Vec::new())?;
     let signals = signals::catch().map_err(host)?;
     let output = Output::start(io::stdout()).map_err(host)?;
     let mut io = host_io(args, &output);
-    io.links = network::attach_cards(args.name(), &settings, &spec.nets, network)?;
+    io.links = network::attach_cards(network)?;
     let options = Options { no_reboot: args.machine.no_reboot };
     let vm = Vm::start(spec, engine, io, options).map_err(|error| build_failure(&error))?;
     agent.as_mut().zip(vm.ports()).map(|(agent, ports)| agent.serve(ports)).transpose()?;

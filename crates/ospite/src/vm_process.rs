@@ -67,14 +67,14 @@ fn start(home: &Home, folder: &store::vm::Folder) -> Result<Running, Failure> {
     let (spec, seed) = spec::spec(home, folder, &definition)?;
     let engine = engines::pick(&definition.engine).map_err(engine_failure)?;
     // What this process could not have any more once it is confined.
-    let network = network::prepare(&definition.network)?;
+    let network = network::prepare(&spec.name, &definition.network, &spec.nets)?;
     let listener = socket::listen(&socket::path(home, &definition.name)).map_err(|error| host(&error))?;
     std::fs::create_dir_all(folder.log()).map_err(|error| host(&error))?; // it is empty in old ones
     confine(&spec, vec![folder.log()])?;
     let hub = Hub::new(log::Writer::open(&folder.log()).map_err(|error| host(&error))?);
     let options = Options { no_reboot: definition.no_reboot };
     let mut io = host_io(&definition, &hub);
-    io.links = network::attach_cards(&spec.name, &definition.network, &spec.nets, network)?;
+    io.links = network::attach_cards(network)?;
     let vm = Vm::start(&spec, &*engine, io, options).map_err(|error| build_failure(&error))?;
     confine::settle(&vm)?;
     drop(seed);

@@ -193,7 +193,7 @@ impl Network {
         let news = self.members.hear(&mut self.env, &mut self.ports, &mut self.published, alone, number);
         for news in news {
             match news {
-                News::Came => {}
+                News::Met | News::Came => {}
                 News::Offloads(offloads) => {
                     if let Some(port) = self.ports.get_mut(&number) {
                         port.offloads = offloads;
@@ -241,6 +241,11 @@ impl Network {
     fn receive(&mut self, number: u64, buffer: &mut [u8]) {
         for _ in 0..BURST {
             let Some(length) = self.ports.get(&number).and_then(|port| port.receive(buffer)) else { break };
+            // Its end, which would be there to be read for ever.
+            if length == 0 {
+                self.members.remove(number);
+                return self.forget(number);
+            }
             self.route(number, &mut buffer[..length]);
         }
         if let Some(port) = self.ports.get_mut(&number) {

@@ -84,11 +84,11 @@ impl Port {
         self.waiting_bytes >= self.full
     }
 
-    /// The next packet from the guest.
+    /// The next packet from the guest; empty at its end.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Option<usize> {
         loop {
             match recv(&self.data, &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((length, _)) if length > 0 => return Some(length),
+                Ok((length, _)) => return Some(length),
                 Err(Errno::INTR) => {}
                 _ => return None,
             }

@@ -1,7 +1,7 @@
 //! `ospite network-dialer`: connects a VM to its network's process, and starts that where it is not there.
 //!
 //! A VM's process may neither start programs nor connect to anything. This one does it on its behalf, knows
-//! by itself what to, and takes nothing from the VM but the wish.
+//! by itself what to, introduces the VM there as it was declared, and takes nothing from it but the wish.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use net::Introduction;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -23,10 +24,11 @@ use crate::failure::Failure;
 const LONGEST: usize = 1024;
 
 /// Starts one, which ends when the socket that this returns is closed.
-pub fn start(shared: Option<&str>) -> io::Result<OwnedFd> {
+pub fn start(shared: Option<&str>, introduction: &Introduction) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("network-dialer").stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+    command.args(["network-dialer", "--introduction", &serde_json::to_string(introduction)?]);
+    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
     if let Some(name) = shared {
         command.args(["--shared", name]);
     }
@@ -67,6 +69,8 @@ pub fn process(args: &NetworkDialerArgs) -> Result<Code, Failure> {
     let vm = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let null = std::fs::File::open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdin(null).map_err(|error| failed(error.into()))?;
+    let introduction: Introduction = serde_json::from_str(&args.introduction)
+        .map_err(|error| Failure::new(Code::Usage, format!("--introduction: {error}")))?;
     let home = Home::find().map_err(|why| Failure::new(Code::Build, why))?;
     let mut dial: Box<dyn FnMut() -> io::Result<OwnedFd>> = match &args.shared {
         None => {
@@ -79,7 +83,12 @@ pub fn process(args: &NetworkDialerArgs) -> Result<Code, Failure> {
             Box::new(move || shared.dial())
         }
     };
-    serve(&vm, &mut *dial).map_err(failed)?;
+    let mut introduce = || {
+        let connection = dial()?;
+        introduction.say(&connection)?;
+        Ok(connection)
+    };
+    serve(&vm, &mut introduce).map_err(failed)?;
     Ok(Code::Success)
 }
 

@@ -1,6 +1,7 @@
 //! A guest that means harm, and networks that end.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use smoltcp::phy::ChecksumCapabilities;
@@ -11,7 +12,7 @@ use smoltcp::wire::{
 
 use super::*;
 use crate::user::packet::{ETHERNET, GATEWAY_MAC};
-use crate::{Attachment, Link};
+use crate::{Attachment, Introduction, Link};
 
 /// What comes to the guest number `index` of a kind of IP packet, after everybody had time.
 fn gets(world: &mut World, index: usize, protocol: IpProtocol) -> Option<Vec<u8>> {
@@ -198,15 +199,18 @@ fn a_network_that_crashed_is_replaced_behind_the_cards_back() {
     let port = free_port();
     let controls = Arc::new(Mutex::new(Vec::new()));
     let theirs = controls.clone();
+    let mac = Mac::of_card(3);
+    let publish = vec![format!("127.0.0.1:{port}:80").parse().unwrap()];
+    let introduction =
+        Introduction { name: "alone".into(), mac, publish, allow: Vec::new(), bandwidth: None };
     let dial = move || {
         let (ours, network) = UnixStream::pair()?;
+        introduction.say(&ours)?;
         theirs.lock().unwrap().push(ours.try_clone()?);
         std::thread::spawn(move || run(Door::Private(network.into())));
         Ok(ours.into())
     };
-    let mac = Mac::of_card(3);
-    let publish = [format!("127.0.0.1:{port}:80").parse().unwrap()];
-    let attachment = Attachment::new("alone", mac, &publish, &[], None, Box::new(dial)).unwrap();
+    let attachment = Attachment::new(None, Box::new(dial)).unwrap();
     ping_gateway(&attachment, mac);
     for crash in 1..4 {
         controls.lock().unwrap()[crash - 1].shutdown(std::net::Shutdown::Both).unwrap();
@@ -222,4 +226,56 @@ fn a_network_that_crashed_is_replaced_behind_the_cards_back() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A connection as a VM's process gets it, and a cable.
+fn introduced(world: &World, name: &str) -> (UnixStream, [OwnedFd; 2]) {
+    let control = UnixStream::connect(world.door.as_ref().unwrap()).unwrap();
+    let introduction = Introduction {
+        name: name.into(),
+        mac: Mac::of_vm(name),
+        publish: Vec::new(),
+        allow: Vec::new(),
+        bandwidth: None,
+    };
+    introduction.say(&control).unwrap();
+    let cable = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    (control, cable.into())
+}
+
+#[test]
+fn a_vms_process_cannot_say_that_it_is_another_or_may_do_more() {
+    let mut world = World::shared();
+    let (publish, allow) = (vec!["127.0.0.1:8080:80".parse().unwrap()], vec!["0.0.0.0/0".parse().unwrap()]);
+    let lie = Introduction { name: "web".into(), mac: Mac::of_vm("web"), publish, allow, bandwidth: None };
+    let (control, cable) = introduced(&world, "mallory");
+    lie.say(&control).unwrap();
+    let nobody = UnixStream::connect(world.door.as_ref().unwrap()).unwrap();
+    for control in [control, nobody] {
+        let _ = say(&control, &FromVm::Attach, Some(cable[0].as_fd())); // it may have been shown the door
+        world.turns(10);
+        assert!(world.network.ports.is_empty());
+    }
+    let crowd: Vec<_> = (0..20).map(|_| introduced(&world, "mallory")).collect();
+    world.turns(40);
+    world.join("web", &[]).unwrap();
+    assert!(world.network.members.len() < 12, "one VM has the room of all");
+    drop(crowd);
+}
+
+#[test]
+fn a_cable_with_an_end_leads_out_and_what_is_no_cable_nowhere() {
+    let mut world = World::shared();
+    let (control, [theirs, ours]) = introduced(&world, "mallory");
+    say(&control, &FromVm::Attach, Some(theirs.as_fd())).unwrap();
+    world.turns(10);
+    assert_eq!(world.network.ports.len(), 1);
+    rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
+    world.turns(10);
+    assert!(world.network.ports.is_empty() && world.network.members.is_empty());
+    let event = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let (control, _) = introduced(&world, "mallory");
+    say(&control, &FromVm::Attach, Some(event.as_fd())).unwrap();
+    world.turns(10);
+    assert!(world.network.ports.is_empty());
 }

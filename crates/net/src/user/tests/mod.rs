@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
 use crate::control::{FromVm, Hearing, ToVm, say};
-use crate::{Mac, Offloads};
+use crate::{Introduction, Mac, Offloads};
 
 /// After which something has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,14 +78,15 @@ impl World {
         let (near, far) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let mac = Mac::of_vm(name);
-        let attach = FromVm::Attach {
+        let introduction = Introduction {
             name: name.into(),
             mac,
             publish: publish.iter().map(|port| port.parse().unwrap()).collect(),
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
             bandwidth: None,
         };
-        say(&control, &attach, Some(std::os::fd::AsFd::as_fd(&far))).unwrap();
+        introduction.say(&control).unwrap();
+        say(&control, &FromVm::Attach, Some(std::os::fd::AsFd::as_fd(&far))).unwrap();
         control.set_nonblocking(true).unwrap();
         let (mut hearing, start) = (Hearing::default(), Instant::now());
         loop {
