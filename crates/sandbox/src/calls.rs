@@ -17,6 +17,10 @@ use crate::{Error, refusal};
 
 type Failed = seccompiler::BackendError;
 
+/// fcntl(2); `asm-generic/fcntl.h`.
+const F_SETSIG: i32 = 10;
+const F_SETOWN_EX: i32 = 15;
+
 /// What a process does after it has been confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Calls {
@@ -58,7 +62,6 @@ const NETWORK: &[c_long] = &[
     libc::SYS_sched_yield,
     // What it has open, and files to read.
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
@@ -128,8 +131,25 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, Failed> {
         (libc::SYS_mmap, vec![without(2, libc::PROT_EXEC as u64)?]),
         (libc::SYS_mprotect, vec![without(2, libc::PROT_EXEC as u64)?]),
         (libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]),
+        (libc::SYS_fcntl, fcntl()?),
         // To end itself by a signal.
         (libc::SYS_tgkill, vec![is(0, std::process::id().into())?]),
+    ])
+}
+
+/// All of fcntl but what has the kernel send signals when a descriptor is ready: it would send any signal to any
+/// process of the same user.
+fn fcntl() -> Result<Vec<SeccompRule>, Failed> {
+    let [own, signal, own_ex] = [libc::F_SETOWN, F_SETSIG, F_SETOWN_EX].map(|command| command as u64);
+    let (flags, ne) = (libc::F_SETFL as u64, SeccompCmpOp::Ne);
+    Ok(vec![
+        conditions(&[
+            (1, ne.clone(), own),
+            (1, ne.clone(), signal),
+            (1, ne.clone(), own_ex),
+            (1, ne, flags),
+        ])?,
+        conditions(&[(1, SeccompCmpOp::Eq, flags), (2, SeccompCmpOp::MaskedEq(libc::O_ASYNC as u64), 0)])?,
     ])
 }
 
@@ -146,8 +166,10 @@ fn conditions(all: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, Failed> {
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)] // a call that no library makes
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Output};
@@ -166,9 +188,12 @@ mod tests {
     fn a_network_keeps_its_sockets_and_loses_all_else() {
         let output = copy("nothing");
         assert!(output.status.success(), "{output:?}");
-        for (what, call) in
-            [("folder", libc::SYS_chdir), ("pair", libc::SYS_socketpair), ("unix", libc::SYS_socket)]
-        {
+        for (what, call) in [
+            ("folder", libc::SYS_chdir),
+            ("pair", libc::SYS_socketpair),
+            ("unix", libc::SYS_socket),
+            ("owner", libc::SYS_fcntl),
+        ] {
             let output = copy(what);
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(refusal::EXIT), "{what}: {output:?}");
@@ -191,6 +216,8 @@ mod tests {
             "folder" => drop(std::env::set_current_dir("/")),
             "pair" => drop(UnixStream::pair()),
             "unix" => drop(std::os::unix::net::UnixDatagram::unbound()),
+            // SAFETY: it takes numbers only.
+            "owner" => drop(unsafe { libc::fcntl(client.as_raw_fd(), libc::F_SETOWN, 1) }),
             _ => return,
         }
         panic!("that was not refused");

@@ -9,7 +9,7 @@ use libc::{c_int, c_long};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq, Ne};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpOp, SeccompFilter, SeccompRule};
 
-use super::{Failed, conditions, failed};
+use super::{Failed, conditions, failed, fcntl};
 use crate::{Error, refusal};
 
 /// Kept whatever their arguments are.
@@ -44,7 +44,6 @@ const KEPT: &[c_long] = &[
     libc::SYS_readlinkat,
     libc::SYS_getcwd,
     libc::SYS_getdents64,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
@@ -174,6 +173,9 @@ const KEPT: &[c_long] = &[
 /// `CLONE_NEW...` (clone(2)).
 const NAMESPACES: u64 = 0x7e02_0000;
 const TIOCLINUX: u64 = 0x541c;
+/// `asm-generic/sockios.h`: whose signals those of a socket are.
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
 const PR_SET_VMA: c_int = 0x5356_4d41;
 
 /// Takes all other calls away from this thread and those that it starts. One that is missed here fails, and is
@@ -215,9 +217,11 @@ fn kept() -> Result<Rules, Failed> {
     let one = |argument, op: SeccompCmpOp, value| conditions(&[(argument, op, value)]);
     rules.push((libc::SYS_clone, vec![one(0, MaskedEq(thread), thread)?, one(0, MaskedEq(NAMESPACES), 0)?]));
     rules.push((libc::SYS_socketpair, vec![one(0, Eq, libc::AF_UNIX as u64)?]));
-    // What types on the keyboard of the terminal that we were started from.
-    let ioctl = conditions(&[(1, Ne, libc::TIOCSTI), (1, Ne, TIOCLINUX)])?;
-    rules.push((libc::SYS_ioctl, vec![ioctl]));
+    // What types on the keyboard of the terminal that we were started from, and what has the kernel send signals
+    // when a descriptor is ready.
+    let ioctls = [libc::TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP, libc::FIOASYNC];
+    rules.push((libc::SYS_ioctl, vec![conditions(&ioctls.map(|request| (1, Ne, request)))?]));
+    rules.push((libc::SYS_fcntl, fcntl()?));
     // Names, and what a child gives up.
     let prctl = [
         libc::PR_SET_NAME,
@@ -257,9 +261,11 @@ fn settled(children: &[u32]) -> Result<Rules, Failed> {
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)] // calls that no library makes
 mod tests {
     use std::io::{self, Read, Write};
     use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
     use std::sync::mpsc;
@@ -308,7 +314,27 @@ mod tests {
         let sum = thread::spawn(|| (1..=4).sum::<i32>()).join().unwrap();
         assert_eq!(sum, 10, "threads still come and go");
         let (mut one, mut other) = UnixStream::pair().unwrap();
+        has_the_kernel_kill(&one, child);
         one.write_all(b"!").unwrap();
         other.read_exact(&mut [0]).unwrap();
+        rustix::fs::fcntl_setfl(&one, rustix::fs::OFlags::NONBLOCK).unwrap();
+    }
+
+    /// When `socket` is ready, in every way that there is.
+    fn has_the_kernel_kill(socket: &UnixStream, child: Pid) {
+        let (fd, pid, on) = (socket.as_raw_fd(), child.as_raw_nonzero().get(), 1);
+        // SAFETY: they take numbers, or point to one that outlives the call.
+        let results = unsafe {
+            [
+                libc::fcntl(fd, libc::F_SETOWN, pid),
+                libc::fcntl(fd, super::super::F_SETSIG, libc::SIGKILL),
+                libc::fcntl(fd, super::super::F_SETOWN_EX, &[1, pid]),
+                libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC),
+                libc::ioctl(fd, super::FIOSETOWN, &pid),
+                libc::ioctl(fd, super::SIOCSPGRP, &pid),
+                libc::ioctl(fd, libc::FIOASYNC, &on),
+            ]
+        };
+        assert_eq!(results, [-1; 7]);
     }
 }
