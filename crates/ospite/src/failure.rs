@@ -4,6 +4,7 @@ use std::error::Error;
 
 use crate::exit::Code;
 use crate::logger::say;
+use crate::plain::plain;
 
 /// A failure: what could not be done and why, in one line, and what to type instead.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Failure {
     pub fn tell(&self) -> Code {
         say(&self.message);
         if let Some(hint) = &self.hint {
-            eprintln!("  hint: {hint}");
+            eprintln!("  hint: {}", plain(hint));
         }
         self.code
     }

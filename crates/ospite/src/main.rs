@@ -23,6 +23,7 @@ mod network;
 mod office;
 mod output;
 mod panics;
+mod plain;
 mod run;
 mod seed;
 mod signals;

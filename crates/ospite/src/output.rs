@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::exit::Code;
 use crate::failure::Failure;
+use crate::plain::{plain, plain_json};
 
 /// The form in which a command answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -47,12 +48,14 @@ impl OutputArgs {
 
     /// `value` as JSON, or `text` of it.
     pub fn render<T: Serialize>(self, value: &T, text: impl Fn(&T) -> String) -> Result<String, Failure> {
-        if self.is_json() { to_json(value) } else { Ok(text(value)) }
+        if self.is_json() { to_json(value) } else { Ok(plain(&text(value)).into_owned()) }
     }
 }
 
 fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map_err(|error| Failure::from_error(Code::Internal, &error))
+    let json = serde_json::to_string_pretty(value);
+    let json = json.map_err(|error| Failure::from_error(Code::Internal, &error))?;
+    Ok(plain_json(&json).into_owned())
 }
 
 /// A table for people.

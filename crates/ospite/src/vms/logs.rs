@@ -11,6 +11,7 @@ use crate::cli::LogsArgs;
 use crate::exit::Code;
 use crate::failure::Failure;
 use crate::output;
+use crate::plain::plain;
 
 /// How often a log that is followed is looked at.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -23,7 +24,10 @@ pub fn logs(folder: &Folder, args: &LogsArgs) -> Result<Code, Failure> {
     if args.messages {
         return match fs::read(folder.messages()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Code::Success),
-            text => output::print(&text.map_err(host)?).map(|()| Code::Success),
+            text => {
+                let text = text.map_err(host)?;
+                output::print(plain(&String::from_utf8_lossy(&text)).as_bytes()).map(|()| Code::Success)
+            }
         };
     }
     let (mut reader, text) = Reader::open(&folder.log(), args.tail).map_err(host)?;
