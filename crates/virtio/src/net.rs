@@ -212,6 +212,10 @@ impl Card {
 
     fn receive(&mut self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<Progress, Broken> {
         loop {
+            // What has room nowhere, or suits nobody, may arrive without end.
+            if queue.is_stopping() {
+                return Ok(Progress::Waiting);
+            }
             let Some(length) = self.held.take().or_else(|| self.link.receive(&mut self.incoming)) else {
                 return Ok(Progress::Waiting);
             };
@@ -305,7 +309,7 @@ impl Handler for Card {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixDatagram;
     use std::sync::Mutex;
@@ -335,12 +339,12 @@ mod tests {
 
     /// A link whose other end is the test.
     #[derive(Clone)]
-    struct Cable {
+    pub(crate) struct Cable {
         near: Arc<UnixDatagram>,
         offloads: Arc<Mutex<Offloads>>,
     }
 
-    fn cable() -> (Cable, UnixDatagram) {
+    pub(crate) fn cable() -> (Cable, UnixDatagram) {
         let (near, far) = UnixDatagram::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         (Cable { near: Arc::new(near), offloads: Arc::default() }, far)

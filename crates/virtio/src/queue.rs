@@ -4,7 +4,8 @@
 //! (a loop, an index or address out of range); it has ended well only if the last descriptor says
 //! that it is the last.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use mem::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRam, PageLog};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
@@ -154,6 +155,8 @@ pub struct VirtQueue {
     left: u16,
     /// How many chains were given back since the driver was last considered for an interrupt.
     added: u16,
+    /// The worker is to stop: a round ends with the chain that it is at.
+    stopping: Arc<AtomicBool>,
 }
 
 impl VirtQueue {
@@ -163,7 +166,18 @@ impl VirtQueue {
         if !queue.is_valid(&**ram) {
             return Err(Broken::Place);
         }
-        Ok(VirtQueue { queue, left: 0, added: 0 })
+        Ok(VirtQueue { queue, left: 0, added: 0, stopping: Arc::default() })
+    }
+
+    /// From now on nothing is taken once `stopping` is set.
+    pub(crate) fn stop_with(&mut self, stopping: Arc<AtomicBool>) {
+        self.stopping = stopping;
+    }
+
+    /// Whether nothing more is taken, whatever is there: a round may have up to a TiB to read or write, for
+    /// which nobody who wants the device to stand still can wait.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Positions in the available and used rings.
@@ -202,9 +216,9 @@ impl VirtQueue {
         Ok(self.queue.next_used().wrapping_sub(word).wrapping_sub(1) < added)
     }
 
-    /// The next chain that the driver has made available.
+    /// The next chain that the driver has made available, unless it is to stop.
     pub fn pop<'m>(&mut self, ram: &'m GuestRam) -> Result<Option<Chain<'m>>, Broken> {
-        if self.left == 0 {
+        if self.left == 0 || self.is_stopping() {
             return Ok(None);
         }
         let limit = self.queue.max_size().into();

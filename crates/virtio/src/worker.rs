@@ -2,11 +2,12 @@
 //!
 //! Kicks are event file descriptors, so that KVM can write them without leaving the kernel. The
 //! worker is stopped for a reset, a save, or when the driver takes away bus mastering; it finishes
-//! the round it is in, so that no request is half done afterwards. Requests that have to wait for their
+//! the request it is at, so that none is half done afterwards. Requests that have to wait for their
 //! time ([`Progress::Until`]) wait in the driver's ring, and nobody waits for them.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -32,6 +33,7 @@ pub(crate) struct Live {
 /// A running worker. Stops when dropped.
 pub(crate) struct Worker {
     stop: EventFd,
+    stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -44,10 +46,11 @@ impl Worker {
         ram: GuestRam,
         interrupt: Arc<Interrupt>,
     ) -> io::Result<Worker> {
-        let (stop, epoll) = (event()?, Epoll::new()?);
+        let (stop, epoll, stopping) = (event()?, Epoll::new()?, Arc::new(AtomicBool::new(false)));
         watch(&epoll, &stop, STOP)?;
         for (at, live) in queues.iter().enumerate() {
             watch(&epoll, &live.kick, at as u64)?;
+            lock(&live.queue).stop_with(stopping.clone());
             live.kick.write(1)?; // what is in the queue already
         }
         let wake = handler.wake();
@@ -64,12 +67,13 @@ impl Worker {
         let (name, held) = (name.to_owned(), vec![None; queues.len()]);
         let mut work = Work { name, epoll, handler, wake, descriptors, queues, held, ram, interrupt };
         let thread = device::spawn(work.name.clone(), move || work.run())?;
-        Ok(Worker { stop, thread: Some(thread) })
+        Ok(Worker { stop, stopping, thread: Some(thread) })
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
         // A full counter cannot be: this is its only write.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {

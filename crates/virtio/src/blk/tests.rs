@@ -244,6 +244,55 @@ fn without_a_write_cache_each_write_is_flushed_before_it_is_done() {
     assert_eq!(log.take(), ["write 1 at 0"]);
 }
 
+/// A disk that takes its time.
+struct Slow;
+
+impl Disk for Slow {
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+    fn description(&self) -> Description {
+        Description { format: Format::Raw, probed: false, read_only: false, size: self.size() }
+    }
+    fn discard_granularity(&self) -> u64 {
+        4096
+    }
+    fn read_vectored_at(&self, _slices: &[Slice<'_>], _offset: u64) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(())
+    }
+    fn write_vectored_at(&self, _slices: &[Slice<'_>], _offset: u64) -> Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _offset: u64, _length: u64, _may_free: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_device_with_much_to_do_stands_still_after_one_request_and_goes_on_with_the_others() {
+    let mut driver = Driver::start(Blk::new(Box::new(Slow), "slow"));
+    driver.header(0, 0);
+    for _ in 0..80 {
+        driver.add(0, &[Buf::Out(HEADER, 16), Buf::In(BUFFER, 512), Buf::In(STATUS, 1)]);
+    }
+    driver.kick(0);
+    eventually("it never begins", || driver.used_index(0) > 0);
+    let began = Instant::now();
+    lock(&driver.board.function).pause();
+    assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+    let done = driver.used_index(0);
+    assert!(done < 40);
+    lock(&driver.board.function).resume();
+    eventually("it does not go on", || driver.used_index(0) > done + 1);
+}
+
 #[test]
 fn a_failing_host_is_an_io_error_in_the_guest() {
     let (log, mut driver) = logged();

@@ -110,7 +110,7 @@ impl Multiport {
             port.state.taken = 0;
             queue.push(ram, head, 0)?;
         }
-        if port.state.closing {
+        if port.state.closing && !queue.is_stopping() {
             // Only a round without a chain has seen the queue's end.
             if idle { port.closed() } else { self.shared.wake(transmit_queue(id)) }
         }
