@@ -14,6 +14,8 @@
 pub mod blk;
 pub mod console;
 mod device;
+#[cfg(test)]
+mod hostile;
 mod interrupt;
 pub mod net;
 mod pci;

@@ -193,6 +193,12 @@ impl Driver {
         Driver { common: at(1), notify: at(2), isr: at(3), device, rings: Vec::new(), board }
     }
 
+    /// The same after the machine's reset, which has put the BARs where they were.
+    pub(crate) fn find_again(&mut self) {
+        let command = reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER;
+        self.board.set_config(reg::COMMAND, &command.to_le_bytes());
+    }
+
     /// 3.1.1, with those of `features` that are offered.
     pub(crate) fn initialize(&mut self, features: u64) {
         self.set(20, &[0]);
