@@ -33,6 +33,8 @@ mod error;
 mod file;
 mod format;
 mod gate;
+#[cfg(test)]
+mod hostile;
 mod image;
 mod ordered;
 mod qcow2_check;

@@ -19,9 +19,14 @@ const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const FEATURE_DIRTY: u64 = 1 << 0;
 const FEATURE_CORRUPT: u64 = 1 << 1;
 
+/// The header extension that names features, and the length of each entry.
+const FEATURE_NAMES: u64 = 0x6803_f857;
+const FEATURE_NAME: u64 = 48;
+
 /// The fields that are looked at.
 pub(crate) struct Header {
     pub(crate) cluster_size: u64,
+    version: u64,
     l1: Table,
     refcounts: Table,
     refcount_bits: u64,
@@ -69,6 +74,7 @@ fn parse(path: &Path, head: &[u8]) -> Result<Header, Error> {
     }
     Ok(Header {
         cluster_size,
+        version,
         l1: Table { offset: be64(head, 40), len: be32(head, 36) * 8 },
         refcounts: Table { offset: be64(head, 48), len: be32(head, 56) * cluster_size },
         refcount_bits: 1 << order,
@@ -103,6 +109,12 @@ pub(crate) fn check(path: &Path, file: &File) -> Result<Header, Error> {
             return Err(Error::Truncated { path: path.into(), what });
         }
     }
+    if !extensions_are_whole(file, &header, &head).map_err(failed)? {
+        return Err(Error::bad(path, "its header names features by halves"));
+    }
+    if !counts_header(file, &header, length).map_err(failed)? {
+        return Err(Error::bad(path, "the cluster of its header has no reference count"));
+    }
     if uses_past_end(file, &header, length).map_err(failed)? {
         return Err(Error::Truncated { path: path.into(), what: "data in use" });
     }
@@ -110,6 +122,34 @@ pub(crate) fn check(path: &Path, file: &File) -> Result<Header, Error> {
         return Err(Error::Truncated { path: path.into(), what: "a table of clusters" });
     }
     Ok(header)
+}
+
+/// Whether the table of the features' names, if there is one, has whole entries: the library counts on it.
+/// Extensions that are wrong otherwise are the library's to refuse.
+fn extensions_are_whole(file: &File, header: &Header, head: &[u8]) -> io::Result<bool> {
+    if header.version == 2 {
+        return Ok(true);
+    }
+    let mut at = be32(head, 100);
+    while at + 8 <= header.cluster_size {
+        let extension = file::read_up_to(file, at, 8)?;
+        let (kind, length) = (be32(&extension, 0), be32(&extension, 4));
+        match kind {
+            0 => break,
+            FEATURE_NAMES if length % FEATURE_NAME != 0 => return Ok(false),
+            _ => at += 8 + length.next_multiple_of(8),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether there is a block of reference counts for the file's first clusters. Where there is none, the library
+/// looks for a place for one without end.
+fn counts_header(file: &File, header: &Header, length: u64) -> io::Result<bool> {
+    let first = file::read_up_to(file, header.refcounts.offset, 8)?;
+    let block = be64(&first, 0) & !0x1ff;
+    let whole = block < length && block.is_multiple_of(header.cluster_size);
+    Ok(header.refcounts.len > 0 && block != 0 && whole)
 }
 
 /// Whether a cluster that starts at the file's end or later has a reference count.
