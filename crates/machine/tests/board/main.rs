@@ -2,6 +2,7 @@
 
 mod disk_driver;
 mod fake;
+mod hostile;
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
