@@ -2,9 +2,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::{Command, Output, Signal};
 use net::{Protocol, Publish};
@@ -12,6 +12,8 @@ use store::vm::{Folder, Health, Probe};
 
 use crate::guest;
 
+/// How long a command may take to end once it was killed.
+const STOPPED: Duration = Duration::from_secs(5);
 /// The longest first line of an answer.
 const LINE: usize = 256;
 
@@ -30,7 +32,9 @@ pub fn try_once(
         Probe::Tcp(port) => connect(*port, published, patience)
             .and_then(|stream| greets(stream).map_err(|error| format!("port {port} {}", told(&error)))),
         Probe::Http(port, path) => connect(*port, published, patience).and_then(|stream| {
-            status(stream, path).map_err(|error| format!("port {port} {}", told(&error))).and_then(judged)
+            status(stream, path, patience)
+                .map_err(|error| format!("port {port} {}", told(&error)))
+                .and_then(judged)
         }),
     }
 }
@@ -43,16 +47,29 @@ pub fn in_guest(folder: &Folder) -> impl FnOnce(&[String], Duration) -> Result<(
         let command = Command { words: words.to_vec(), env: Vec::new(), user: None, dir: None };
         let told = |error: agent::Error| vmm::chain(&error);
         let running = command.start(&agent, false).map_err(told)?;
-        let (signaller, (done, end)) = (running.signaller(), mpsc::channel::<()>());
-        thread::spawn(move || {
-            if end.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                let _ = signaller.send(Signal::Kill); // it may have ended meanwhile
-            }
-        });
-        let exit = running.attend(None, Box::new(ignore), Box::new(ignore)).map_err(told)?;
-        drop(done);
+        let signaller = running.signaller();
+        let attend = move || running.attend(None, Box::new(ignore), Box::new(ignore));
+        let kill = move || drop(signaller.send(Signal::Kill)); // it may have ended meanwhile
+        let exit =
+            within(patience, attend, kill).ok_or_else(|| format!("{:?} does not end", words.join(" ")))?;
+        let exit = exit.map_err(told)?;
         if exit.0 == 0 { Ok(()) } else { Err(format!("{:?} exits with {}", words.join(" "), exit.0)) }
     }
+}
+
+/// What `work` returns, if it does within `patience`, or soon after `stop`. A guest whose disk hangs, or that means
+/// harm, has commands that cannot be ended: they are left behind.
+fn within<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+    stop: impl FnOnce() + Send + 'static,
+) -> Option<T> {
+    let (done, end) = mpsc::channel();
+    thread::spawn(move || done.send(work()));
+    end.recv_timeout(patience).ok().or_else(|| {
+        thread::spawn(stop);
+        end.recv_timeout(STOPPED).ok()
+    })
 }
 
 fn ignore(mut output: Output) {
@@ -99,12 +116,16 @@ fn greets(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The first line of what an HTTP server answers (RFC 9112, 4).
-fn status(mut stream: TcpStream, path: &str) -> io::Result<String> {
+/// The first line of what an HTTP server answers (RFC 9112, 4). All of it has to come in time, and not only each
+/// byte.
+fn status(mut stream: TcpStream, path: &str, patience: Duration) -> io::Result<String> {
+    let deadline = Instant::now() + patience;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < LINE && byte[0] != b'\n' {
+        let left = deadline.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         stream.read_exact(&mut byte)?;
         line.push(byte[0]);
     }
@@ -160,6 +181,35 @@ mod tests {
         assert!(served(b"", http()).is_err());
         served(b"220 mail ESMTP\r\n", Probe::Tcp(80)).unwrap();
         assert!(served(b"", Probe::Tcp(80)).unwrap_err().contains("without a word"));
+    }
+
+    #[test]
+    fn who_answers_bit_by_bit_does_not_keep_the_check() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while stream.write_all(b"H").is_ok() {
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let publish = Publish { address: None, host, guest: 80, protocol: Protocol::Tcp };
+        let began = Instant::now();
+        let result = try_once(&check(Probe::Http(80, "/".into()), 1), &[publish], |_, _| unreachable!());
+        assert!(result.unwrap_err().contains("does not answer"));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn what_cannot_be_ended_is_left_behind() {
+        let moment = Duration::from_millis(50);
+        let (stop, stopped) = mpsc::channel();
+        let ends = move || stopped.recv().unwrap();
+        assert_eq!(within(moment, ends, move || stop.send(7).unwrap()), Some(7));
+        assert_eq!(within(moment, || 1, || unreachable!()), Some(1));
+        let began = Instant::now();
+        assert_eq!(within(moment, || thread::sleep(Duration::from_secs(3600)), || {}), None);
+        assert!(began.elapsed() < STOPPED * 3);
     }
 
     #[test]
