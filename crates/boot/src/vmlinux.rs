@@ -181,7 +181,9 @@ fn segments(head: Fields<'_>, size: u64, memory: &Range<u64>) -> Option<Vec<Segm
         }
         segments.push(segment);
     }
-    (!segments.is_empty()).then_some(segments)
+    // Those of a kernel do not overlap. Made-up ones could all be as large as the kernel's memory: hours of clearing.
+    let all: u64 = segments.iter().map(|segment| segment.memory.end - segment.memory.start).sum();
+    (!segments.is_empty() && all <= memory.end - memory.start).then_some(segments)
 }
 
 /// How far the kernel is moved in virtual memory: one of all that `align` and its `size` leave.
@@ -339,5 +341,11 @@ mod tests {
             assert_eq!(patched(E_PHOFF, value), guests_own);
             assert_eq!(patched(E_SHOFF, value), guests_own);
         }
+        let mut twice = elf(&TABLE);
+        put(&mut twice, 64 + P_MEMSZ as usize, (3 * MIB).to_le_bytes());
+        let header = twice[64..120].to_vec();
+        twice[120..176].copy_from_slice(&header);
+        put(&mut twice, E_PHNUM as usize, 2u16.to_le_bytes());
+        assert_eq!(rip(twice), guests_own, "more than the kernel has memory");
     }
 }
