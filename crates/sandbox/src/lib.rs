@@ -64,9 +64,9 @@ pub fn confine(keep: &Keep) -> Result<(), Error> {
     keep.calls.map_or(Ok(()), calls::restrict)
 }
 
-/// Has a VM's process ([`Calls::Vm`]) start no more processes, and touch none by signals or as a debugger but
-/// itself and `children`; all its threads. Before, it could: there are engines that have a guest's code run in
-/// processes of its own.
+/// Has a VM's process ([`Calls::Vm`]) start no more processes, and send signals to, trace, and move to other CPUs
+/// none but itself and `children`; all its threads. Before, it could: there are engines that have a guest's code run
+/// in processes of its own.
 ///
 /// # Errors
 /// The kernel refused it.

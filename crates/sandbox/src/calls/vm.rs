@@ -247,6 +247,7 @@ fn settled(children: &[u32]) -> Result<Rules, Failed> {
         if others.is_empty() { Ok(Vec::new()) } else { Ok(vec![conditions(&others)?]) }
     };
     let family: Vec<u32> = children.iter().copied().chain([std::process::id()]).collect();
+    let kept_on_cpus: Vec<u32> = children.iter().copied().chain([0]).collect(); // 0 is the calling thread
     Ok(vec![
         (libc::SYS_clone, vec![conditions(&[(0, MaskedEq(libc::CLONE_THREAD as u64), 0)])?]),
         (libc::SYS_fork, Vec::new()),
@@ -254,6 +255,7 @@ fn settled(children: &[u32]) -> Result<Rules, Failed> {
         (libc::SYS_kill, nobody_of(0, &family)?),
         (libc::SYS_tgkill, nobody_of(0, &family)?),
         (libc::SYS_rt_tgsigqueueinfo, nobody_of(0, &family)?),
+        (libc::SYS_sched_setaffinity, nobody_of(0, &kept_on_cpus)?),
         (libc::SYS_ptrace, nobody_of(1, children)?),
         (libc::SYS_process_vm_readv, nobody_of(0, children)?),
         (libc::SYS_process_vm_writev, nobody_of(0, children)?),
@@ -272,6 +274,7 @@ mod tests {
     use std::thread;
 
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
     use crate::{Calls, Keep, confine, settle};
 
@@ -308,6 +311,8 @@ mod tests {
         });
         settle(&[]).unwrap();
         assert!(test_kill_process(child).is_err(), "it is none of ours");
+        let cpus = sched_getaffinity(None).unwrap();
+        assert!(sched_setaffinity(Some(child), &cpus).is_err() && sched_setaffinity(None, &cpus).is_ok());
         ask.send(()).unwrap();
         assert!(other.join().unwrap().is_err(), "threads that were there are settled, too");
         assert!(denied(Command::new("/bin/true").status().unwrap_err()));
