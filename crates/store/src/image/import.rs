@@ -65,7 +65,8 @@ fn unpack(draft: &Draft, file: &Path, progress: Listener<'_>) -> Result<Manifest
     let mut archive = tar::Archive::new(tar);
     let mut told: Option<Manifest> = None;
     go_on(progress(Progress::Step("unpacking")))?;
-    for entry in archive.entries().map_err(failed)? {
+    // Raw: the library reads long names and other extensions whole, however long they are, and we write none.
+    for entry in archive.entries().map_err(failed)?.raw(true) {
         let mut entry = entry.map_err(failed)?;
         let path = entry.path().map_err(failed)?.into_owned();
         let known =
@@ -195,6 +196,28 @@ mod tests {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         archive.append_link(&mut header, DISK, "/etc/shadow").unwrap();
+        archive.into_inner().unwrap();
+        let error = import_into(&home, "evil", &file, &Boot::default()).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("what no exported image does"), "{why}");
+    }
+
+    #[test]
+    fn a_name_in_an_entry_of_its_own_is_refused_unread() {
+        let (folder, home) = home(&["debian"]);
+        let image = Image::open(&home, &"debian".parse().unwrap()).unwrap();
+        let file = folder.path().join("evil.tar");
+        let mut archive = tar::Builder::new(File::create(&file).unwrap());
+        let mut header = tar::Header::new_ustar();
+        let manifest = fs::read(image.folder.join(MANIFEST)).unwrap();
+        header.set_size(manifest.len() as u64);
+        archive.append_data(&mut header, MANIFEST, &*manifest).unwrap();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(KERNEL.len() as u64);
+        archive.append_data(&mut header, "name", KERNEL.as_bytes()).unwrap();
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(6);
+        archive.append_data(&mut header, "short", &b"kernel"[..]).unwrap();
         archive.into_inner().unwrap();
         let error = import_into(&home, "evil", &file, &Boot::default()).unwrap_err();
         let why = std::error::Error::source(&error).unwrap().to_string();
