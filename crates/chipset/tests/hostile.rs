@@ -8,6 +8,7 @@ use chipset::{
     ResetControl, Rtc, Uart,
 };
 use device::{Device, IrqLine, IrqSink, Msi, MsiSink, Snapshot, Timers};
+use dice::Dice;
 
 struct Nowhere;
 
@@ -27,25 +28,13 @@ fn power() -> PowerSink {
     Arc::new(|_| {})
 }
 
-/// xorshift64*: the same accesses in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
-
 fn torment<D: Device>(device: &Mutex<D>, registers: u64) {
-    let mut random = Random(0x0591_7e00 + registers);
+    let mut dice = Dice::new(registers);
     for _ in 0..50_000 {
         let mut device = device.lock().unwrap();
-        let bits = random.next();
+        let bits = dice.roll();
         let offset = (bits >> 8 & 0xffff) % (registers + 2); // sometimes past the end
-        let mut data = random.next().to_le_bytes();
+        let mut data = dice.roll().to_le_bytes();
         let data = &mut data[..[1, 1, 1, 2, 4, 8, 3, 0][(bits >> 32) as usize % 8]];
         match bits >> 40 & 1 {
             0 => device.read(offset, data),

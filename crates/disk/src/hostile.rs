@@ -9,6 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use dice::{Dice, seeds};
+
 use crate::testing::Guest;
 use crate::{Disk, Format};
 
@@ -16,36 +18,6 @@ const SEEDS: u64 = 400;
 /// More than anything here may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 const CLUSTER: u64 = 0x1_0000;
-
-/// Random numbers (xorshift64*, Vigna 2016) that a seed reproduces.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, count: u64) -> u64 {
-        (self.roll() >> 16) % count
-    }
-
-    fn of<T: Copy>(&mut self, these: &[T]) -> T {
-        these[self.below(these.len() as u64) as usize]
-    }
-}
-
-fn seeds(count: u64) -> std::ops::Range<u64> {
-    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("OSPITE_SEED").unwrap_or(1);
-    first..first + number("OSPITE_SEEDS").unwrap_or(count)
-}
 
 fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())

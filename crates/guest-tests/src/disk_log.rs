@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Result};
 use std::path::Path;
 
+use dice::Dice;
+
 /// The unit that a disk writes whole or not at all, in bytes.
 const SECTOR: usize = 512;
 
@@ -59,21 +61,6 @@ pub struct Luck {
     pub survive: u64,
     /// Of a thousand writes, how many are torn between sectors.
     pub torn: u64,
-}
-
-/// A generator of the same numbers for the same seed (splitmix64).
-#[derive(Clone, Debug)]
-pub struct Dice(pub u64);
-
-impl Dice {
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
 }
 
 impl DiskLog {
@@ -287,7 +274,7 @@ mod tests {
         assert_eq!((log.printed(3), log.printed(4)), (String::new(), "ok".into()));
         let cut = |at, survive, torn, seed| {
             let mut image = vec![0; 1536];
-            log.cut(&mut image, at, Luck { survive, torn }, &mut Dice(seed));
+            log.cut(&mut image, at, Luck { survive, torn }, &mut Dice::new(seed));
             [0, 511, 512, 1023, 1024, 1535].map(|at| image[at])
         };
         assert_eq!(cut(1, 0, 0, 1), [0; 6], "nothing is synchronized yet");

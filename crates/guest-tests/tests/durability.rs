@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use dice::Dice;
 use guest_tests::Ospite;
 use guest_tests::artefacts::cloud_kernel;
-use guest_tests::disk_log::{Dice, DiskLog, Luck};
+use guest_tests::disk_log::{DiskLog, Luck};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -150,8 +151,9 @@ fn host_cuts(format: &str, disk: &Path, option: &str, dir: &Path) {
     assert!(syncs > RECORDS, "{syncs} times synchronized");
 
     let seed = std::env::var("OSPITE_SEED").ok().and_then(|seed| seed.parse().ok());
-    let mut dice = Dice(seed.unwrap_or_else(|| u64::from(std::process::id())));
-    println!("OSPITE_SEED={} repeats this", dice.0);
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let mut dice = Dice::new(seed);
+    println!("OSPITE_SEED={seed} repeats this");
     // Not while it is mounted or all is over: ext4 then writes its superblock outside its journal, which has two
     // sectors and one checksum.
     let first = log.when_printed("acknowledged 0.").unwrap();

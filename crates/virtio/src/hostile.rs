@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use device::Snapshot;
+use dice::{Dice, seeds};
 use mem::GuestRam;
 
 use crate::pci::status;
@@ -33,30 +34,6 @@ const SEEDS: u64 = 10;
 /// After which a seed hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Random numbers (xorshift64*, Vigna 2016) that a seed reproduces.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, count: u64) -> u64 {
-        (self.roll() >> 16) % count
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<T: Copy>(&mut self, these: &[T]) -> T {
-        these[self.below(these.len() as u64) as usize]
-    }
-}
-
 /// The host's ends of a device, and what goes on there meanwhile.
 enum Host {
     Nothing,
@@ -76,7 +53,7 @@ impl Host {
                     0 => streams.extend(ports.stream().unwrap()),
                     1 => streams.extend(ports.agent().unwrap()),
                     2 if !streams.is_empty() => {
-                        drop(streams.swap_remove(dice.below(streams.len() as u64) as usize));
+                        drop(streams.swap_remove(dice.place(streams.len())));
                     }
                     _ => {
                         for stream in streams {
@@ -139,7 +116,7 @@ impl Attack {
         let mut driver = Driver::find(board(GuestRam::new(&RAM_RANGES).unwrap()));
         driver.board.enable_msix();
         driver.initialize(u64::MAX);
-        let dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let dice = Dice::new(seed);
         let queues = u64::from(u16::from_le_bytes(driver.get(18)));
         Attack { dice, driver, host, queues, anywhere }
     }
@@ -383,14 +360,9 @@ fn panics() -> usize {
     COUNT.load(Ordering::SeqCst)
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
 fn attack(kind: &'static str) {
-    let (first, count) = (number("OSPITE_SEED").unwrap_or(1), number("OSPITE_SEEDS").unwrap_or(SEEDS));
     let mut answers = 0;
-    for seed in first..first + count {
+    for seed in seeds(SEEDS) {
         for anywhere in [false, true] {
             let before = panics();
             let (done, ended) = mpsc::channel();
@@ -402,7 +374,10 @@ fn attack(kind: &'static str) {
             assert_eq!(panics(), before, "{what}");
         }
     }
-    assert!(answers as u64 > 10 * count, "it would prove nothing: {answers} steps had an answer");
+    assert!(
+        answers as u64 > 10 * seeds(SEEDS).count() as u64,
+        "it would prove nothing: {answers} steps had an answer"
+    );
 }
 
 #[test]

@@ -44,7 +44,8 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     // The door: parses and prints, and so names the types of these, but wires nothing.
     ("ospite", &["vmm", "store", "machine", "engine", "disk", "net", "agent", "sandbox", "throttle"]),
     // Tools of the house, never part of the product.
-    ("guest-tests", &[]),
+    ("dice", &[]),
+    ("guest-tests", &["dice"]),
     ("ospite-bench", &[]),
     ("xtask", &["guest-tests"]),
 ];

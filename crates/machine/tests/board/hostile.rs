@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once, mpsc};
 use std::time::Duration;
 
+use dice::{Dice, seeds};
 use engine::CpuIo;
 
 use super::{bench_with, card, disk_driver};
@@ -46,78 +47,58 @@ const MEMORY: [(u64, u64); 9] = [
     (u64::MAX - 64, 60),
 ];
 
-/// Random numbers (xorshift64*, Vigna 2016) that a seed reproduces.
-struct Dice(u64);
+fn value(dice: &mut Dice) -> u64 {
+    let some = dice.roll();
+    dice.of(&[
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+        7,
+        0xf,
+        0x34,
+        0x36,
+        0x80,
+        0xff,
+        0xffff,
+        0x8000_0000,
+        u64::MAX,
+        some,
+        some,
+        some,
+    ])
+}
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
+fn port(dice: &mut Dice) -> u16 {
+    let range = &PORTS[dice.place(PORTS.len())];
+    let near = range.start + dice.below(u64::from(range.end - range.start)) as u16;
+    let any = dice.roll() as u16;
+    dice.of(&[near, near, near, near, near, near, near, any])
+}
 
-    fn below(&mut self, count: u64) -> u64 {
-        (self.roll() >> 16) % count
-    }
+fn address(dice: &mut Dice) -> u64 {
+    let (start, length) = dice.of(&MEMORY);
+    let at = start + dice.below(length);
+    // Mostly where registers begin.
+    if dice.one_in(4) { at } else { at & !3 }
+}
 
-    fn of<T: Copy>(&mut self, these: &[T]) -> T {
-        these[self.below(these.len() as u64) as usize]
-    }
-
-    fn value(&mut self) -> u64 {
-        let some = self.roll();
-        self.of(&[
-            0,
-            1,
-            2,
-            3,
-            4,
-            6,
-            7,
-            0xf,
-            0x34,
-            0x36,
-            0x80,
-            0xff,
-            0xffff,
-            0x8000_0000,
-            u64::MAX,
-            some,
-            some,
-            some,
-        ])
-    }
-
-    fn port(&mut self) -> u16 {
-        let range = &PORTS[self.below(PORTS.len() as u64) as usize];
-        let near = range.start + self.below(u64::from(range.end - range.start)) as u16;
-        let any = self.roll() as u16;
-        self.of(&[near, near, near, near, near, near, near, any])
-    }
-
-    fn address(&mut self) -> u64 {
-        let (start, length) = self.of(&MEMORY);
-        let at = start + self.below(length);
-        // Mostly where registers begin.
-        if self.below(4) == 0 { at } else { at & !3 }
-    }
-
-    /// One access.
-    fn access(&mut self, io: &dyn CpuIo) {
-        let bytes = self.value().to_le_bytes();
-        let mut read = [0; 16];
-        let (port_width, width) = (self.of(&[1usize, 1, 1, 2, 4]), self.of(&[1usize, 2, 4, 4, 4, 8, 3, 0]));
-        match self.below(9) {
-            0..2 => io.port_read(self.port(), &mut read[..port_width]),
-            2..5 => io.port_write(self.port(), &bytes[..port_width]),
-            5 => io.mmio_read(self.address(), &mut read[..width]),
-            6..8 => io.mmio_write(self.address(), &bytes[..width]),
-            _ => {
-                io.end_of_interrupt(bytes[0]);
-                io.acknowledge_extint();
-                io.mmio_read(self.address(), &mut read);
-            }
+/// One access.
+fn access(dice: &mut Dice, io: &dyn CpuIo) {
+    let bytes = value(dice).to_le_bytes();
+    let mut read = [0; 16];
+    let (port_width, width) = (dice.of(&[1usize, 1, 1, 2, 4]), dice.of(&[1usize, 2, 4, 4, 4, 8, 3, 0]));
+    match dice.below(9) {
+        0..2 => io.port_read(port(dice), &mut read[..port_width]),
+        2..5 => io.port_write(port(dice), &bytes[..port_width]),
+        5 => io.mmio_read(address(dice), &mut read[..width]),
+        6..8 => io.mmio_write(address(dice), &bytes[..width]),
+        _ => {
+            io.end_of_interrupt(bytes[0]);
+            io.acknowledge_extint();
+            io.mmio_read(address(dice), &mut read);
         }
     }
 }
@@ -151,14 +132,16 @@ fn attack(seed: u64) {
     let vcpus: Vec<_> = (0..2)
         .map(|cpu| {
             let (io, over) = (b.machine.io(), over.clone());
-            let mut dice = Dice((2 * seed + cpu).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            let mut dice = Dice::new(2 * seed + cpu);
             let body = move || {
-                (0..ACCESSES).take_while(|_| !over.load(Ordering::Relaxed)).for_each(|_| dice.access(&*io));
+                (0..ACCESSES)
+                    .take_while(|_| !over.load(Ordering::Relaxed))
+                    .for_each(|_| access(&mut dice, &*io));
             };
             std::thread::Builder::new().name("hostile".into()).spawn(body).unwrap()
         })
         .collect();
-    let mut dice = Dice(seed | 1 << 40);
+    let mut dice = Dice::new(seed | 1 << 40);
     while vcpus.iter().any(|vcpu| !vcpu.is_finished()) {
         match dice.below(4) {
             0 => b.machine.press_power_button(),
@@ -183,9 +166,7 @@ fn attack(seed: u64) {
 
 #[test]
 fn no_access_to_the_board_harms_it() {
-    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("OSPITE_SEED").unwrap_or(1);
-    for seed in first..first + number("OSPITE_SEEDS").unwrap_or(SEEDS) {
+    for seed in seeds(SEEDS) {
         let before = panics();
         let (done, ended) = mpsc::channel();
         std::thread::spawn(move || {

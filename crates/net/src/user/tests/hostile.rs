@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use dice::{Dice, seeds};
 use smoltcp::wire::{IpProtocol, TcpPacket};
 
 use super::*;
@@ -16,44 +17,6 @@ use crate::user::packet::{ETHERNET, GATEWAY_MAC};
 const SEEDS: u64 = 8;
 const PACKETS: usize = 3000;
 const IP: usize = HEADER + ETHERNET;
-
-/// Random numbers (xorshift64*, Vigna 2016) that a seed reproduces.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, count: usize) -> usize {
-        (self.roll() >> 16) as usize % count
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<T: Copy>(&mut self, these: &[T]) -> T {
-        these[self.below(these.len())]
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.roll() as u8).collect()
-    }
-}
-
-fn seeds() -> std::ops::Range<u64> {
-    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("OSPITE_SEED").unwrap_or(1);
-    first..first + number("OSPITE_SEEDS").unwrap_or(SEEDS)
-}
 
 /// Two guests of one network, of whom the second means harm and may reach the host's loopback address.
 fn office(publish: &[&str]) -> World {
@@ -76,7 +39,7 @@ fn v6(world: &World, name: &str, interface: u64) -> IpAddr {
 
 /// What stands in the packet before the frame, and makes no sense.
 fn offload(dice: &mut Dice, packet: &mut [u8]) {
-    let near_header = dice.below(60) as u16;
+    let near_header = dice.place(60) as u16;
     let any = dice.roll() as u16;
     let header = Header {
         flags: dice.of(&[0, 0, NEEDS_CSUM, NEEDS_CSUM, 2, 4, 0xff]),
@@ -158,7 +121,7 @@ fn to_neighbour(dice: &mut Dice, world: &World) -> Vec<u8> {
     packet[HEADER + 6..HEADER + 12].copy_from_slice(&mac.0);
     offload(dice, &mut packet);
     for _ in 0..dice.of(&[0, 0, 1, 3]) {
-        let at = dice.of(&[HEADER + 12, IP]) + dice.below(44);
+        let at = dice.of(&[HEADER + 12, IP]) + dice.place(44);
         if let Some(byte) = packet.get_mut(at) {
             *byte = dice.roll() as u8;
         }
@@ -168,7 +131,7 @@ fn to_neighbour(dice: &mut Dice, world: &World) -> Vec<u8> {
 
 #[test]
 fn a_neighbour_hears_only_what_can_be_true() {
-    for seed in seeds() {
+    for seed in seeds(SEEDS) {
         let (mut dice, mut world) = (Dice::new(seed), office(&[]));
         if seed % 2 == 0 {
             let all = Offloads { checksum: true, tso4: true, tso6: true };
@@ -212,27 +175,27 @@ impl Connections {
     fn segment(&self, dice: &mut Dice, remote: SocketAddr) -> (u16, SocketAddr, Vec<u8>) {
         let known: Vec<_> = self.0.iter().collect();
         let (port, remote, (ours, theirs)) = match dice.one_in(4) || known.is_empty() {
-            true => (5000 + dice.below(16) as u16, remote, (dice.roll() as u32, 0)),
+            true => (5000 + dice.place(16) as u16, remote, (dice.roll() as u32, 0)),
             false => {
-                let (&(port, remote), &numbers) = known[dice.below(known.len())];
+                let (&(port, remote), &numbers) = known[dice.place(known.len())];
                 (port, remote, numbers)
             }
         };
         let near =
             |dice: &mut Dice| dice.of(&[0, 0, 0, 0, 1, 2, 100, 70000, u32::MAX, u32::MAX - 500, 1 << 31]);
-        let options: Vec<u8> = match dice.below(6) {
+        let options: Vec<u8> = match dice.place(6) {
             0 => vec![2, 4, 0, dice.of(&[0, 1, 2, 40])], // maximum segment size
             1 => vec![3, 3, dice.of(&[0, 14, 15, 255]), 1], // window scale
             2 => [vec![1, 1, 5, dice.of(&[0, 1, 2, 10, 26])], dice.bytes(24)].concat(), // SACK
             3 => {
-                let length = 4 * dice.below(11);
+                let length = 4 * dice.place(11);
                 dice.bytes(length)
             }
             4 => [vec![1, 1, 8, 10], dice.bytes(8)].concat(), // timestamps
             _ => Vec::new(),
         };
         let header = 20 + options.len();
-        let words = if dice.one_in(20) { dice.below(16) } else { header / 4 };
+        let words = if dice.one_in(20) { dice.place(16) } else { header / 4 };
         let flags =
             dice.of(&[0x02, 0x02, 0x10, 0x10, 0x10, 0x18, 0x18, 0x11, 0x11, 0x04, 0x14, 0x12, 0x29, 0, 0xff]);
         let mut bytes = port.to_be_bytes().to_vec();
@@ -254,7 +217,7 @@ fn outwards(dice: &mut Dice, world: &World, server: SocketAddr, connections: &Co
     let us = IpAddr::from(world.guests[1].address);
     let gateway = SocketAddr::new(GATEWAY.into(), server.port());
     let mac = world.guests[1].mac;
-    let mut packet = match dice.below(10) {
+    let mut packet = match dice.place(10) {
         0..6 => {
             let (_, remote, segment) = connections.segment(dice, gateway);
             packet::ip(mac, (us, remote.ip()), IpProtocol::Tcp, None, segment.len(), |to| {
@@ -268,9 +231,9 @@ fn outwards(dice: &mut Dice, world: &World, server: SocketAddr, connections: &Co
             message[28..34].copy_from_slice(&mac.0);
             message[236..240].copy_from_slice(&[99, 130, 83, 99]);
             message.extend([53, 1, dice.of(&[1, 3, 8, 4, 0])]);
-            let (kind, length) = (dice.of(&[12, 50, 54, 55, 57, 61, 61, 255]), dice.below(256));
+            let (kind, length) = (dice.of(&[12, 50, 54, 55, 57, 61, 61, 255]), dice.place(256));
             message.extend([kind, length as u8]);
-            let sent = if dice.one_in(2) { length } else { dice.below(300) };
+            let sent = if dice.one_in(2) { length } else { dice.place(300) };
             message.extend(dice.bytes(sent));
             let from = SocketAddr::new(dice.of(&[us, Ipv4Addr::UNSPECIFIED.into()]), 68);
             packet::udp(
@@ -282,7 +245,7 @@ fn outwards(dice: &mut Dice, world: &World, server: SocketAddr, connections: &Co
         }
         7 => {
             let mut message = vec![1, 2, 1, 0, 0, dice.of(&[0, 1, 1, 2]), 0, 0, 0, 0, 0, 0];
-            for _ in 0..dice.below(40) {
+            for _ in 0..dice.place(40) {
                 let length = dice.of(&[1, 3, 63, 64, 192, 255]);
                 message.push(length);
                 message.extend(dice.bytes(usize::from(length)));
@@ -297,7 +260,7 @@ fn outwards(dice: &mut Dice, world: &World, server: SocketAddr, connections: &Co
         }
         8 => {
             let (length, protocol) =
-                (dice.below(120), dice.of(&[IpProtocol::Icmp, IpProtocol::Icmpv6, IpProtocol::Udp]));
+                (dice.place(120), dice.of(&[IpProtocol::Icmp, IpProtocol::Icmpv6, IpProtocol::Udp]));
             let mut data = dice.bytes(length);
             data.first_mut().into_iter().for_each(|kind| *kind = dice.of(&[8, 0, 128, 133, 135, 136]));
             let v6 = (v6(world, "mallory", 3), world.gateway_v6().into());
@@ -308,7 +271,7 @@ fn outwards(dice: &mut Dice, world: &World, server: SocketAddr, connections: &Co
             let near =
                 [[127, 0, 0, 1], [0, 0, 0, 0], [169, 254, 169, 254], [255, 255, 255, 255], [224, 0, 0, 1]];
             let to = SocketAddr::new(dice.of(&near).into(), dice.roll() as u16);
-            packet::udp(mac, SocketAddr::new(us, 4000 + dice.below(3000) as u16), to, &dice.bytes(20))
+            packet::udp(mac, SocketAddr::new(us, 4000 + dice.place(3000) as u16), to, &dice.bytes(20))
         }
     };
     packet[HEADER..HEADER + 6].copy_from_slice(&GATEWAY_MAC.0);
@@ -317,11 +280,11 @@ fn outwards(dice: &mut Dice, world: &World, server: SocketAddr, connections: &Co
         offload(dice, &mut packet);
     }
     for _ in 0..dice.of(&[0, 0, 0, 1, 2]) {
-        let at = IP + dice.below(packet.len() - IP);
+        let at = IP + dice.place(packet.len() - IP);
         packet[at] = dice.roll() as u8;
     }
     if dice.one_in(10) {
-        packet.truncate(1 + dice.below(packet.len()));
+        packet.truncate(1 + dice.place(packet.len()));
     }
     packet
 }
@@ -344,7 +307,7 @@ fn server() -> SocketAddr {
 #[test]
 fn nothing_a_guest_sends_ends_the_network_or_makes_it_grow() {
     let server = server();
-    for seed in seeds() {
+    for seed in seeds(SEEDS) {
         let published = free_port();
         let publish = format!("127.0.0.1:{published}:80");
         let (mut dice, mut world) = (Dice::new(seed), office(&[&publish]));
